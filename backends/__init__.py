@@ -1,0 +1,1 @@
+"""Where a job runs: one module a backend behind the Protocol in base.py."""

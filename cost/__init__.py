@@ -1,0 +1,1 @@
+"""What a job costs: offers, prices, memory, throughput, estimates."""

@@ -1,0 +1,1 @@
+"""The training data as the launcher sees it: read, check, count."""

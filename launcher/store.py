@@ -1,0 +1,292 @@
+"""The record of this user's jobs on this machine: SQLite, so that kill -9 loses nothing that was finished.
+
+WAL with synchronous=FULL: a write that returned is on disk, and two launchers can work at once. The record is
+only a copy: jobs are rebuilt from what the backends know when the file is gone (client.Client.list).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from backends.base import JobState
+from launcher.errors import LaunchError
+from launcher.events import Event
+
+SUBMITTING = "SUBMITTING"
+"""The state of a job whose token is stored and whose backend has not answered yet."""
+
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE jobs (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL, backend TEXT NOT NULL, ref TEXT, state TEXT NOT NULL,
+        reason TEXT, created TEXT NOT NULL, started TEXT, ended TEXT, interruptions INTEGER NOT NULL DEFAULT 0,
+        lineage TEXT NOT NULL, resumes TEXT, folder TEXT, bundle_sha256 TEXT NOT NULL, cursor TEXT,
+        spec TEXT NOT NULL, data TEXT NOT NULL, estimate TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE events (
+        job TEXT NOT NULL REFERENCES jobs(id) ON DELETE CASCADE, run TEXT NOT NULL, seq INTEGER NOT NULL,
+        time TEXT NOT NULL, name TEXT NOT NULL, fields TEXT NOT NULL, PRIMARY KEY (job, run, seq)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE metrics (
+        job TEXT NOT NULL REFERENCES jobs(id) ON DELETE CASCADE, which TEXT NOT NULL, metrics TEXT NOT NULL,
+        PRIMARY KEY (job, which)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE artifacts (
+        job TEXT NOT NULL REFERENCES jobs(id) ON DELETE CASCADE, path TEXT NOT NULL, size INTEGER NOT NULL,
+        sha256 TEXT NOT NULL, PRIMARY KEY (job, path)
+    ) STRICT, WITHOUT ROWID;
+    """,
+)
+"""Applied in order, one transaction each; the number applied is the file's user_version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRecord:
+    """One job as recorded. `state` is a JobState value or SUBMITTING; money is text, times are aware UTC."""
+
+    id: str
+    name: str
+    backend: str
+    state: str
+    created: datetime
+    lineage: str
+    bundle_sha256: str
+    spec: Mapping[str, Any]
+    data: Mapping[str, Any] = field(default_factory=dict)
+    estimate: Mapping[str, Any] = field(default_factory=dict)
+    ref: str | None = None
+    reason: str | None = None
+    started: datetime | None = None
+    ended: datetime | None = None
+    interruptions: int = 0
+    resumes: str | None = None
+    folder: str | None = None
+    cursor: str | None = None
+    actual: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    artifacts: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def over(self) -> bool:
+        """True when the state is final."""
+        return self.state != SUBMITTING and JobState(self.state).terminal
+
+
+_COLUMNS = (
+    "id", "name", "backend", "ref", "state", "reason", "created", "started", "ended", "interruptions", "lineage",
+    "resumes", "folder", "bundle_sha256", "cursor", "spec", "data", "estimate",
+)  # fmt: skip
+_JSON = ("spec", "data", "estimate")
+_TIMES = ("created", "started", "ended")
+
+
+class Store:
+    """The record at `path`; the file is made on first use."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._connection: sqlite3.Connection | None = None
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def add(self, job: JobRecord) -> None:
+        """Record a new job. Nothing else may have its id."""
+        marks = ", ".join("?" * len(_COLUMNS))
+        with self._write() as db:
+            db.execute(f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({marks})", _to_row(job))
+
+    def update(self, job_id: str, **changes: Any) -> None:
+        """Change columns of one job. A final state stays as it is (terminal states are final)."""
+        names = [f"{name} = ?" for name in changes]
+        values = [_encode(name, value) for name, value in changes.items()]
+        final = [s.value for s in JobState if s.terminal]
+        guard = f" AND state NOT IN ({', '.join('?' * len(final))})" if "state" in changes else ""
+        with self._write() as db:
+            db.execute(
+                f"UPDATE jobs SET {', '.join(names)} WHERE id = ?{guard}",
+                [*values, job_id, *(final if guard else [])],
+            )
+
+    def add_events(self, job_id: str, events: Iterable[Event], cursor: str | None) -> list[Event]:
+        """Record the events that are new, with the log cursor behind them, in one transaction; the new ones."""
+        new = []
+        with self._write() as db:
+            for event in events:
+                done = db.execute(
+                    "INSERT OR IGNORE INTO events VALUES (?, ?, ?, ?, ?, ?)",
+                    (
+                        job_id, event.run, event.seq, event.time.isoformat(), event.name,
+                        json.dumps(event.fields),
+                    ),
+                )  # fmt: skip
+                if done.rowcount:
+                    new.append(event)
+                    self._keep_metrics(db, job_id, event)
+            if cursor is not None:
+                db.execute("UPDATE jobs SET cursor = ? WHERE id = ?", (cursor, job_id))
+        return new
+
+    def set_artifacts(self, job_id: str, artifacts: Sequence[Mapping[str, Any]]) -> None:
+        """Replace the list of the job's artifact files: {path, size, sha256} each."""
+        with self._write() as db:
+            db.execute("DELETE FROM artifacts WHERE job = ?", (job_id,))
+            db.executemany(
+                "INSERT INTO artifacts VALUES (?, ?, ?, ?)",
+                [(job_id, a["path"], a["size"], a["sha256"]) for a in artifacts],
+            )
+
+    def set_metrics(self, job_id: str, which: str, metrics: Mapping[str, Any]) -> None:
+        """Keep one evaluation ("baseline", "tuned") of the job."""
+        with self._write() as db:
+            db.execute(
+                "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?)", (job_id, which, json.dumps(metrics))
+            )
+
+    def get(self, job_id: str) -> JobRecord | None:
+        rows = self._read(f"SELECT {', '.join(_COLUMNS)} FROM jobs WHERE id = ?", (job_id,))
+        return self._record(rows[0]) if rows else None
+
+    def find(self, prefix: str) -> list[JobRecord]:
+        """Jobs whose id begins with `prefix`, newest first."""
+        rows = self._read(
+            f"SELECT {', '.join(_COLUMNS)} FROM jobs WHERE substr(id, 1, ?) = ? ORDER BY created DESC, id DESC",
+            (len(prefix), prefix),
+        )
+        return [self._record(row) for row in rows]
+
+    def events(self, job_id: str) -> list[Event]:
+        """The job's events in the order in which they happened."""
+        rows = self._read(
+            "SELECT run, seq, time, name, fields FROM events WHERE job = ? ORDER BY time, seq", (job_id,)
+        )
+        return [Event(r[0], r[1], datetime.fromisoformat(r[2]), r[3], json.loads(r[4])) for r in rows]
+
+    def exists(self) -> bool:
+        return self._path.exists()
+
+    def _record(self, row: Sequence[Any]) -> JobRecord:
+        values = dict(zip(_COLUMNS, row, strict=True))
+        for name in _JSON:
+            values[name] = json.loads(values[name])
+        for name in _TIMES:
+            values[name] = datetime.fromisoformat(values[name]) if values[name] else None
+        job_id = values["id"]
+        metrics = self._read("SELECT which, metrics FROM metrics WHERE job = ?", (job_id,))
+        artifacts = self._read("SELECT path, size, sha256 FROM artifacts WHERE job = ? ORDER BY path", (job_id,))
+        found = {which: json.loads(text) for which, text in metrics}
+        return JobRecord(
+            **values,
+            evaluation={"baseline": found.get("baseline"), "tuned": found.get("tuned")},
+            artifacts=tuple({"path": p, "size": s, "sha256": h} for p, s, h in artifacts),
+            actual=_actual(values, found.get("done") or {}),
+        )
+
+    def _keep_metrics(self, db: sqlite3.Connection, job_id: str, event: Event) -> None:
+        """What listings show of an event: each evaluation and the final figures."""
+        if event.name == "eval":
+            which, metrics = str(event.fields.get("which")), event.fields.get("metrics")
+        elif event.name == "done":
+            which, metrics = "done", dict(event.fields)
+        else:
+            return
+        db.execute("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?)", (job_id, which, json.dumps(metrics)))
+
+    def _read(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        try:
+            return self._open().execute(sql, values).fetchall()
+        except sqlite3.DatabaseError as exc:
+            raise self._broken(exc) from exc
+
+    @contextlib.contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, begun as a writer so that two launchers wait for each other."""
+        db = self._open()
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+            except BaseException:
+                db.execute("ROLLBACK")
+                raise
+            db.execute("COMMIT")
+        except sqlite3.DatabaseError as exc:
+            raise self._broken(exc) from exc
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            # Autocommit: transactions are begun by hand, so that each starts as a writer.
+            db = sqlite3.connect(self._path, timeout=30, isolation_level=None)
+            try:
+                db.execute("PRAGMA journal_mode = WAL")
+                db.execute("PRAGMA synchronous = FULL")
+                db.execute("PRAGMA foreign_keys = ON")
+                self._migrate(db)
+            except sqlite3.DatabaseError as exc:
+                db.close()
+                raise self._broken(exc) from exc
+            except BaseException:
+                db.close()
+                raise
+            self._connection = db
+        return self._connection
+
+    def _migrate(self, db: sqlite3.Connection) -> None:
+        if db.execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS):
+            return
+        db.execute("BEGIN IMMEDIATE")
+        # Read again inside the transaction: another launcher may have migrated while this one waited.
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(MIGRATIONS):
+            db.execute("ROLLBACK")
+            raise LaunchError(
+                f"{self._path} was written by a newer finelaunch (schema {version})",
+                "upgrade finelaunch, or set LAUNCH_HOME to another folder",
+            )
+        for script in MIGRATIONS[version:]:
+            for statement in script.split(";"):
+                if statement.strip():
+                    db.execute(statement)
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        db.execute("COMMIT")
+
+    def _broken(self, exc: sqlite3.DatabaseError) -> LaunchError:
+        return LaunchError(
+            f"the record {self._path} can't be used: {exc}",
+            "if it is damaged, move it away: launch list rebuilds what the backends still know",
+        )
+
+
+def _to_row(job: JobRecord) -> list[Any]:
+    return [_encode(name, getattr(job, name)) for name in _COLUMNS]
+
+
+def _encode(name: str, value: Any) -> Any:
+    if name in _JSON:
+        return json.dumps(value)
+    if name in _TIMES:
+        return value.astimezone(UTC).isoformat() if value else None
+    return str(value) if isinstance(value, JobState) else value
+
+
+def _actual(values: Mapping[str, Any], done: Mapping[str, Any]) -> dict[str, Any]:
+    """What the job took: seconds from start to end, cost in dollars (known for the local machine: 0)."""
+    started, ended = values["started"], values["ended"]
+    return {
+        "cost": "0" if values["backend"] == "local" else None,
+        "seconds": (ended - started).total_seconds() if started and ended else None,
+        "steps": done.get("steps"),
+        "train_s": done.get("train_s"),
+        "tokens_per_s": done.get("tokens_per_s"),
+        "peak_gib": done.get("peak_gib"),
+    }

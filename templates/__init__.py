@@ -1,0 +1,1 @@
+"""Starter jobs and their data, read with importlib.resources."""

@@ -1,0 +1,1 @@
+"""What runs remotely: copied verbatim into the bundle; imports nothing of the launcher."""

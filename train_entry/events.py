@@ -1,0 +1,88 @@
+"""The one event stream: JSON lines in events.jsonl and, behind a prefix, on stdout.
+
+Every line is {"run", "seq", "time", "event", ...}. `run` is drawn at each start of the process and `seq`
+counts within it, so a reader that sees a line twice knows it. Kinds and their fields:
+
+phase       name: setup | data | baseline | train | evaluate | save
+data        train_rows, eval_rows, train_tokens, dropped, truncated, labels
+step        step, total_steps, epoch, loss, lr, grad_norm, tokens, tokens_per_s, step_s, peak_gib
+eval_loss   step, loss
+eval        which: baseline | tuned, metrics (as in metrics.json)
+checkpoint  step, path
+resumed     step, path
+stopped     step, reason: signal | deadline | dry_run
+failure     kind, message, hint
+done        steps, train_s, tokens_per_s, peak_gib, artifact
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+PREFIX = "::launch:: "
+
+
+class EventWriter:
+    """Appends events to `path` and to stdout; a torn last line of a killed process is ended first."""
+
+    def __init__(self, path: Path, run: str) -> None:
+        self._path = path
+        self._run = run
+        self._lock = threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._seq = self._count_own_lines()
+
+    def emit(self, event: str, **fields: Any) -> None:
+        """Write one event; it is on disk and flushed to stdout when this returns."""
+        with self._lock:
+            record = {
+                "run": self._run,
+                "seq": self._seq,
+                "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                "event": event,
+                **fields,
+            }
+            self._seq += 1
+            line = json.dumps(record, ensure_ascii=False, allow_nan=False, default=str)
+            with self._path.open("ab") as file:
+                file.write(line.encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            sys.stdout.write(f"{PREFIX}{line}\n")
+            sys.stdout.flush()
+
+    def _count_own_lines(self) -> int:
+        """Lines of this run already written (by the parent process); ends a torn line."""
+        if not self._path.exists():
+            return 0
+        data = self._path.read_bytes()
+        if data and not data.endswith(b"\n"):
+            with self._path.open("ab") as file:
+                file.write(b"\n")
+        mark = f'"run": "{self._run}"'.encode()
+        return sum(mark in line for line in data.splitlines())
+
+
+def from_environment() -> EventWriter:
+    """The writer of this process: LAUNCH_OUTPUT_DIR/events.jsonl, the run drawn by `__main__`."""
+    return EventWriter(
+        Path(os.environ["LAUNCH_OUTPUT_DIR"]) / "events.jsonl", os.environ.get("LAUNCH_RUN", "solo")
+    )
+
+
+def parse(line: str) -> dict[str, Any] | None:
+    """The event in one line of a log, or None for any other line."""
+    at = line.find(PREFIX)
+    if at < 0:
+        return None
+    try:
+        record = json.loads(line[at + len(PREFIX) :])
+    except json.JSONDecodeError:
+        return None
+    return record if isinstance(record, dict) and {"run", "seq", "event"} <= record.keys() else None
