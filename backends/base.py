@@ -6,7 +6,7 @@ with `interruptions` raised. No exception of a vendor's SDK leaves a backend: wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -18,6 +18,10 @@ from cost.estimate import CostEstimate
 from cost.offers import Offer
 from launcher.errors import ConfigError
 from launcher.spec import JobSpec, Resources
+
+
+Progress = Callable[[str], None]
+"""Takes a line of text for the user who waits."""
 
 
 class JobState(StrEnum):
@@ -172,8 +176,8 @@ class Backend(Protocol):
     def validate(self, request: Mapping[str, Any]) -> None:
         """Check the request against the vendor's own model, offline. Raises ConfigError."""
 
-    def stage(self, plan: Plan) -> None:
-        """Put in place what the request refers to; resumable, skips what is there."""
+    def stage(self, plan: Plan, progress: Progress) -> None:
+        """Put in place what the request refers to; resumable, skips what is there, tells `progress` a line."""
 
     def submit(self, plan: Plan) -> JobRef:
         """Start the job: the only method that spends money. Twice with one token is one job."""

@@ -50,6 +50,19 @@ def build_bundle(job: JobSpec, folder: Path, work: Path) -> Bundle:
     return Bundle(sha256=_digest(ordered), files=ordered)
 
 
+def bundle_from_folder(folder: Path) -> Bundle:
+    """The bundle that an earlier job was given, from the folder where it still lies."""
+    packed = [
+        _pack(path.relative_to(folder).as_posix(), path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts and not path.name.endswith(".part")
+    ]
+    if not any(f.path == "job.json" for f in packed):
+        raise ConfigError(f"{folder} holds no job any more", "start it anew with launch run")
+    ordered = tuple(sorted(packed, key=lambda f: f.path))
+    return Bundle(sha256=_digest(ordered), files=ordered)
+
+
 def resolved_job(job: JobSpec, folder: Path) -> dict[str, Any]:
     """The job as job.json holds it: every default filled in, local paths replaced by those in the bundle."""
     data = job.model_dump(mode="json")
@@ -107,9 +120,7 @@ def _model_files(root: Path) -> Iterator[tuple[str, Path]]:
 
 def _refuse_secrets(job: JobSpec, entries: Sequence[tuple[str, Path]]) -> None:
     problems = [
-        f"env.{name}: looks like {what}"
-        for name, value in job.env.items()
-        for what in _looks_like(value.encode())
+        f"env.{name}: looks like {what}" for name, value in job.env.items() for what in _looks_like(value.encode())
     ]
     for inside, source in entries:
         if inside.startswith(("code/", "model/")) or (inside.startswith("data/") and job.data.allow_secrets):

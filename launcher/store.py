@@ -28,6 +28,7 @@ MIGRATIONS: tuple[str, ...] = (
         id TEXT PRIMARY KEY, name TEXT NOT NULL, backend TEXT NOT NULL, ref TEXT, state TEXT NOT NULL,
         reason TEXT, created TEXT NOT NULL, started TEXT, ended TEXT, interruptions INTEGER NOT NULL DEFAULT 0,
         lineage TEXT NOT NULL, resumes TEXT, folder TEXT, bundle_sha256 TEXT NOT NULL, cursor TEXT,
+        submitter TEXT,
         spec TEXT NOT NULL, data TEXT NOT NULL, estimate TEXT NOT NULL
     ) STRICT;
     CREATE TABLE events (
@@ -69,6 +70,7 @@ class JobRecord:
     resumes: str | None = None
     folder: str | None = None
     cursor: str | None = None
+    submitter: str | None = None
     actual: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     artifacts: tuple[Mapping[str, Any], ...] = ()
@@ -81,7 +83,8 @@ class JobRecord:
 
 _COLUMNS = (
     "id", "name", "backend", "ref", "state", "reason", "created", "started", "ended", "interruptions", "lineage",
-    "resumes", "folder", "bundle_sha256", "cursor", "spec", "data", "estimate",
+    "resumes", "folder", "bundle_sha256", "cursor", "submitter",
+    "spec", "data", "estimate",
 )  # fmt: skip
 _JSON = ("spec", "data", "estimate")
 _TIMES = ("created", "started", "ended")
@@ -136,21 +139,10 @@ class Store:
                 db.execute("UPDATE jobs SET cursor = ? WHERE id = ?", (cursor, job_id))
         return new
 
-    def set_artifacts(self, job_id: str, artifacts: Sequence[Mapping[str, Any]]) -> None:
-        """Replace the list of the job's artifact files: {path, size, sha256} each."""
-        with self._write() as db:
-            db.execute("DELETE FROM artifacts WHERE job = ?", (job_id,))
-            db.executemany(
-                "INSERT INTO artifacts VALUES (?, ?, ?, ?)",
-                [(job_id, a["path"], a["size"], a["sha256"]) for a in artifacts],
-            )
-
     def set_metrics(self, job_id: str, which: str, metrics: Mapping[str, Any]) -> None:
         """Keep one evaluation ("baseline", "tuned") of the job."""
         with self._write() as db:
-            db.execute(
-                "INSERT OR REPLACE INTO metrics VALUES (?, ?, ?)", (job_id, which, json.dumps(metrics))
-            )
+            db.execute("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?)", (job_id, which, json.dumps(metrics)))
 
     def get(self, job_id: str) -> JobRecord | None:
         rows = self._read(f"SELECT {', '.join(_COLUMNS)} FROM jobs WHERE id = ?", (job_id,))
@@ -196,10 +188,18 @@ class Store:
         if event.name == "eval":
             which, metrics = str(event.fields.get("which")), event.fields.get("metrics")
         elif event.name == "done":
-            which, metrics = "done", dict(event.fields)
+            which, metrics = "done", {k: v for k, v in event.fields.items() if k != "files"}
+            self._put_artifacts(db, job_id, event.fields.get("files") or ())
         else:
             return
         db.execute("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?)", (job_id, which, json.dumps(metrics)))
+
+    def _put_artifacts(self, db: sqlite3.Connection, job_id: str, files: Iterable[Mapping[str, Any]]) -> None:
+        db.execute("DELETE FROM artifacts WHERE job = ?", (job_id,))
+        db.executemany(
+            "INSERT INTO artifacts VALUES (?, ?, ?, ?)",
+            [(job_id, f["path"], f["size"], f["sha256"]) for f in files],
+        )
 
     def _read(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         try:

@@ -134,15 +134,15 @@ class Train:
         int | None, Doc("Rows a forward pass on one device; default: as the device's memory suggests.", ge=1)
     ] = None
     packing: Annotated[bool, Doc("Put several rows into one sequence of max_length, kept apart.")] = False
-    loss_on: Annotated[
-        Literal["completion", "all"], Doc("Learn the answers only, or every token of the row.")
-    ] = "completion"
+    loss_on: Annotated[Literal["completion", "all"], Doc("Learn the answers only, or every token of the row.")] = (
+        "completion"
+    )
     gradient_checkpointing: Annotated[
         bool | None, Doc("Recompute activations to save memory; default: on with a GPU, off on a CPU.")
     ] = None
-    early_stopping: Annotated[
-        EarlyStopping | None, Doc("Null turns it off.")
-    ] = field(default_factory=EarlyStopping)
+    early_stopping: Annotated[EarlyStopping | None, Doc("Null turns it off.")] = field(
+        default_factory=EarlyStopping
+    )
     evals_per_epoch: Annotated[int, Doc("Evaluation-loss measurements an epoch.", ge=1)] = 2
     checkpoint_minutes: Annotated[float, Doc("Minutes between checkpoints.", gt=0)] = 10.0
     checkpoint_steps: Annotated[int | None, Doc("Also one every so many steps.", ge=1)] = None
@@ -164,14 +164,12 @@ class Eval:
     labels: Annotated[
         tuple[str, ...] | None, Doc("Classification: the labels; default: those of the training rows.")
     ] = None
-    generation: Annotated[
-        bool, Doc("Classification: also let the model answer freely and score that.")
-    ] = True
+    generation: Annotated[bool, Doc("Classification: also let the model answer freely and score that.")] = True
     max_new_tokens: Annotated[int, Doc("Tokens a generated answer may have.", ge=1)] = 128
     batch_size: Annotated[int, Doc("Rows a forward pass while judging.", ge=1)] = 16
-    scorer: Annotated[
-        str | None, Doc("A Python file of yours with score(rows, answers) -> dict of numbers.")
-    ] = None
+    scorer: Annotated[str | None, Doc("A Python file of yours with score(rows, answers) -> dict of numbers.")] = (
+        None
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,9 +292,7 @@ def _build_dataclass(kind: type, value: Any, path: str) -> Any:
     missing = [
         name
         for name, f in fields.items()
-        if name not in value
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
+        if name not in value and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise JobFileError(f"{path or 'job.json'}: {missing[0]} is missing")

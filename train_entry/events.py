@@ -12,11 +12,12 @@ checkpoint  step, path
 resumed     step, path
 stopped     step, reason: signal | deadline | dry_run
 failure     kind, message, hint
-done        steps, train_s, tokens_per_s, peak_gib, artifact
+done        steps, train_s, tokens_per_s, step_s, peak_gib, artifact (folder in the output), files
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -54,8 +55,10 @@ class EventWriter:
                 file.write(line.encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-            sys.stdout.write(f"{PREFIX}{line}\n")
-            sys.stdout.flush()
+            # The reader of stdout may be dead; what is on disk counts, and the job must reach its checkpoint.
+            with contextlib.suppress(BrokenPipeError):
+                sys.stdout.write(f"{PREFIX}{line}\n")
+                sys.stdout.flush()
 
     def _count_own_lines(self) -> int:
         """Lines of this run already written (by the parent process); ends a torn line."""

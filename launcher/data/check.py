@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.data.rows import Row, RowError, read_rows
 from launcher.errors import ConfigError
 from launcher.spec import JobSpec
+from train_entry.failure import JobError
+from train_entry.rows import Row, RowError, read_rows
 
 SHOWN = 5
 """Bad rows named in a message; the rest is counted."""
@@ -77,11 +78,14 @@ def _rows(job: JobSpec, path: Path) -> list[Row]:
         )
     rows: list[Row] = []
     bad: list[RowError] = []
-    for row in read_rows(path, job.data.columns, job.data.format):
-        if isinstance(row, RowError):
-            bad.append(row)
-        else:
-            rows.append(row)
+    try:
+        for row in read_rows(path, job.data.columns, job.data.format):
+            if isinstance(row, RowError):
+                bad.append(row)
+            else:
+                rows.append(row)
+    except JobError as exc:
+        raise ConfigError(exc.message, exc.hint) from exc
     if bad:
         more = [f"... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
         raise ConfigError(

@@ -1,4 +1,7 @@
-"""Rows of a JSONL, JSON, CSV or Parquet file in one shape: a prompt, an answer, and where it stands."""
+"""Rows of a JSONL, JSON, CSV or Parquet file in one shape: messages, the last of them the answer.
+
+Standard library only (pyarrow for Parquet): the launcher checks files with the same reader that trains.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import ConfigError
+from train_entry.failure import JobError
+
+Message = dict[str, str]
+"""{"role": system | user | assistant | tool, "content": text}."""
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One example; `where` is file:line (or file row n) for messages."""
+    """One example. `where` is file:line, or "file row n"; `messages` are those before the answer."""
 
     where: str
-    prompt: str
+    messages: tuple[Message, ...]
     answer: str
+
+    @property
+    def prompt(self) -> str:
+        """The messages before the answer as plain text."""
+        if len(self.messages) == 1:
+            return self.messages[0]["content"]
+        return "\n".join(f"{m['role']}: {m['content']}" for m in self.messages)
 
 
 class RowError(ValueError):
@@ -31,7 +44,7 @@ class RowError(ValueError):
 
 
 def read_rows(path: Path, columns: Mapping[str, str], declared_format: str) -> Iterator[Row | RowError]:
-    """Every row of the file, or what is wrong with it. Raises ConfigError when the file can't be read."""
+    """Every row of the file, or what is wrong with it. Raises JobError when the file can't be read."""
     for where, record in _records(path):
         if isinstance(record, RowError):
             yield record
@@ -47,8 +60,8 @@ def read_rows(path: Path, columns: Mapping[str, str], declared_format: str) -> I
 
 def _records(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix not in SUFFIXES:
-        raise ConfigError(
-            f"{path.name}: unknown kind of file", f"use one of {', '.join(SUFFIXES)} (by its ending)"
+        raise JobError(
+            "data", f"{path.name}: unknown kind of file", f"use one of {', '.join(SUFFIXES)} (by its ending)"
         )
     if path.suffix == ".parquet":
         yield from _parquet(path)
@@ -57,7 +70,8 @@ def _records(path: Path) -> Iterator[tuple[str, Any]]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as exc:
         line = path.read_bytes()[: exc.start].count(b"\n") + 1
-        raise ConfigError(
+        raise JobError(
+            "data",
             f"{path.name}:{line}: not UTF-8 (byte {exc.start})",
             f"convert it, for example: iconv -f latin1 -t utf-8 {path.name}",
         ) from exc
@@ -85,11 +99,11 @@ def _json(name: str, text: str) -> Iterator[tuple[str, Any]]:
     try:
         loaded = json.loads(text) if text.strip() else []
     except json.JSONDecodeError as exc:
-        raise ConfigError(
-            f"{name}:{exc.lineno}: not JSON: {exc.msg}", "one object a line? name it .jsonl"
+        raise JobError(
+            "data", f"{name}:{exc.lineno}: not JSON: {exc.msg}", "one object a line? name it .jsonl"
         ) from exc
     if not isinstance(loaded, list):
-        raise ConfigError(f"{name}: expected a list of objects", "one object a line? name it .jsonl")
+        raise JobError("data", f"{name}: expected a list of objects", "one object a line? name it .jsonl")
     for number, record in enumerate(loaded, 1):
         yield f"{name} row {number}", record
 
@@ -104,22 +118,22 @@ def _csv(name: str, text: str) -> Iterator[tuple[str, Any]]:
             else:
                 yield where, record
     except csv.Error as exc:
-        raise ConfigError(f"{name}:{reader.line_num}: {exc}", "check the quotes of that line") from exc
+        raise JobError("data", f"{name}:{reader.line_num}: {exc}", "check the quotes of that line") from exc
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         import pyarrow.parquet as pq
     except ModuleNotFoundError as exc:
-        raise ConfigError(
-            f"{path.name}: reading Parquet needs pyarrow", "pip install 'finelaunch[parquet]'"
+        raise JobError(
+            "data", f"{path.name}: reading Parquet needs pyarrow", "pip install 'finelaunch[parquet]'"
         ) from exc
     import pyarrow as pa
 
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as exc:
-        raise ConfigError(f"{path.name}: not a readable Parquet file: {exc}") from exc
+        raise JobError("data", f"{path.name}: not a readable Parquet file: {exc}") from exc
     for number, record in enumerate(table.to_pylist(), 1):
         yield f"{path.name} row {number}", record
 
@@ -134,11 +148,11 @@ def _as_row(where: str, record: dict[str, Any], declared: str) -> Row:
     if kind == "messages":
         return _from_messages(where, record.get("messages"))
     if kind == "prompt_completion":
-        return Row(where, _text(where, record, "prompt"), _text(where, record, "completion"))
+        return _single(where, _text(where, record, "prompt"), _text(where, record, "completion"))
     prompt = _text(where, record, "instruction")
     if record.get("input"):
         prompt = f"{prompt}\n{_text(where, record, 'input')}"
-    return Row(where, prompt, _text(where, record, "response"))
+    return _single(where, prompt, _text(where, record, "response"))
 
 
 def _guess_format(where: str, record: dict[str, Any]) -> str:
@@ -177,7 +191,11 @@ def _from_messages(where: str, messages: Any) -> Row:
             raise RowError(where, f"messages[{number}].role is {message.get('role')!r}")
     if messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
         raise RowError(where, "the last message must be a non-empty one of the assistant: it is what is learnt")
-    prompt = "\n".join(f"{m['role']}: {m['content']}" for m in messages[:-1])
-    if not prompt:
+    before = tuple({"role": m["role"], "content": m["content"]} for m in messages[:-1])
+    if not any(m["content"].strip() for m in before):
         raise RowError(where, "there is nothing before the assistant's answer")
-    return Row(where, prompt, messages[-1]["content"])
+    return Row(where, before, messages[-1]["content"])
+
+
+def _single(where: str, prompt: str, answer: str) -> Row:
+    return Row(where, ({"role": "user", "content": prompt},), answer)

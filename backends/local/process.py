@@ -1,0 +1,77 @@
+"""A job's process on this machine: started apart from the launcher, known again by pid and start time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+
+from train_entry.failure import write_atomic
+
+
+def start(command: Sequence[str], env: Mapping[str, str], folder: Path, log: Path, note: Path) -> None:
+    """Start `command` as its own session, its output appended to `log`; `note` remembers which process it is."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            list(command),
+            env=dict(env),
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C in the terminal, or its end, is not the job's
+        )
+    remember(psutil.Process(process.pid), note)
+
+
+def remember(process: psutil.Process, note: Path) -> None:
+    body = {"pid": process.pid, "created": process.create_time(), "started": datetime.now(UTC).isoformat()}
+    write_atomic(note, json.dumps(body).encode())
+
+
+def find(mark: str) -> psutil.Process | None:
+    """A running `python -m train_entry MARK`, for a launcher that died before it could note the pid."""
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if line[-2:] == ["train_entry", mark] and _lives(process):
+            return process
+    return None
+
+
+def running(note: Path) -> psutil.Process | None:
+    """The noted process, if it still runs; a pid that another process has by now is not it."""
+    try:
+        known = json.loads(note.read_text(encoding="utf-8"))
+        process = psutil.Process(known["pid"])
+        same = abs(process.create_time() - known["created"]) < 1.0
+    except (OSError, ValueError, KeyError, psutil.Error):
+        return None
+    return process if same and _lives(process) else None
+
+
+def started(note: Path) -> datetime | None:
+    try:
+        return datetime.fromisoformat(json.loads(note.read_text(encoding="utf-8"))["started"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def ask_to_stop(process: psutil.Process) -> None:
+    """SIGTERM to the entrypoint, which passes it on and checkpoints."""
+    try:
+        os.kill(process.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,349 @@
+"""A job's life, once for all backends: plan, submit, follow, resume, fetch. No vendor's word stands here."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import psutil
+
+from backends import registry
+from backends.base import Backend, Bundle, JobRef, JobState, JobStatus, LogLine, Plan, Problem, Progress, Site
+from backends.registry import BUILTIN
+from cost.estimate import estimate
+from launcher.bundle import build_bundle, bundle_from_folder
+from launcher.data.check import DataReport, check_data
+from launcher.errors import (
+    BackendError,
+    ConfigError,
+    JobNotFoundError,
+    LaunchError,
+    UnsupportedError,
+)
+from launcher.events import Event, from_line
+from launcher.spec import JobSpec
+from launcher.store import SUBMITTING, JobRecord, Store
+
+POLL_S = 0.5
+DRY_RUN_STEPS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A plan, and what the data check saw (None: the data is checked where it is)."""
+
+    plan: Plan
+    data: DataReport | None
+
+
+class Client:
+    """Jobs of the record under `home`, on every backend. Making one does no I/O."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self._store = Store(home / "record.db")
+        self._backends: dict[str, Backend] = {}
+
+    def plan(self, job: JobSpec, folder: Path, backend: str | None = None, dry_run: bool = False) -> Planned:
+        """Check data and job, build the bundle, choose hardware and render the request; sends nothing."""
+        name = backend or job.backend
+        target = self._backend(name)
+        if dry_run:
+            if not target.capabilities.dry_run:
+                raise UnsupportedError(
+                    f"--dry-run: backend {name} can't run a few steps only",
+                    f"launch plan --backend {name} shows the request; --backend local runs some steps here",
+                )
+            job = _with_dry_run(job)
+        report = check_data(job, folder)
+        bundle = build_bundle(job, folder, self.home / "bundles")
+        token = f"{job.name}-{secrets.token_hex(3)}"
+        return Planned(plan=self._render(target, job, bundle, token, token), data=report)
+
+    def submit(self, planned: Planned, progress: Progress, resumes: JobRecord | None = None) -> JobRecord:
+        """Record the job, then put it in place and start it. The record is there before anything is sent."""
+        plan = planned.plan
+        self._store.add(
+            JobRecord(
+                id=plan.token,
+                name=plan.job.name,
+                backend=plan.offer.backend,
+                state=SUBMITTING,
+                created=datetime.now(UTC),
+                lineage=plan.lineage,
+                bundle_sha256=plan.bundle.sha256,
+                spec=plan.job.model_dump(mode="json"),
+                data=planned.data.as_dict() if planned.data else {},
+                estimate=_estimate_json(plan),
+                resumes=resumes.id if resumes else None,
+                submitter=_this_process(),
+            )
+        )
+        target = self._backend(plan.offer.backend)
+        try:
+            target.stage(plan, progress)
+            ref = target.submit(plan)
+        except BaseException as exc:
+            reason = exc.message if isinstance(exc, LaunchError) else f"not submitted: {type(exc).__name__}"
+            self._store.update(plan.token, state=JobState.FAILED, reason=reason, ended=datetime.now(UTC))
+            raise
+        self._store.update(plan.token, state=JobState.STARTING, ref=str(ref))
+        return self.get(plan.token)
+
+    def get(self, key: str | None = None) -> JobRecord:
+        """The job with this id, reference or unique beginning of an id (None: the newest), refreshed."""
+        self._rebuild_if_lost()
+        if key is None:
+            newest = self._store.find("")
+            if not newest:
+                raise JobNotFoundError("there are no jobs yet", "launch init, then launch run")
+            return self.refresh(newest[0])
+        wanted = JobRef.parse(key).id if "://" in key else key
+        exact = self._store.get(wanted)
+        found = [exact] if exact else self._store.find(wanted)
+        if not found:
+            raise JobNotFoundError(f"there is no job {key!r}", "launch list")
+        if len(found) > 1:
+            ids = ", ".join(record.id for record in found[:5])
+            raise JobNotFoundError(f"{key!r} is the beginning of {len(found)} jobs: {ids}", "write more of it")
+        return self.refresh(found[0])
+
+    def list(self) -> list[JobRecord]:
+        """Every job, newest first, refreshed; a lost record is rebuilt from what the backends know."""
+        self._rebuild_if_lost()
+        return [self.refresh(record) for record in self._store.find("")]
+
+    def refresh(self, record: JobRecord) -> JobRecord:
+        """The record with the backend's newest events and status."""
+        if record.over:
+            return record
+        if record.ref is None:
+            return self._adopt_or_bury(record)
+        for _ in self._advance(record, record.cursor):
+            pass
+        return self._again(record.id)
+
+    def follow(self, job_id: str, from_start: bool = True) -> Iterator[LogLine | Event | JobStatus]:
+        """What the job says and does, live, until it is over and its log is drained.
+
+        Nothing twice: an event that was seen before this call comes only with from_start.
+        """
+        record = self.get(job_id)
+        if record.ref is None:
+            raise JobNotFoundError(
+                f"{record.id} was never started: {record.reason}", "launch run starts a new one"
+            )
+        cursor = None if from_start else record.cursor
+        while True:
+            over = yield from self._follow_once(record, cursor)
+            record = self._again(job_id)
+            cursor = record.cursor
+            if over:
+                return
+            time.sleep(POLL_S)
+
+    def events(self, job_id: str) -> list[Event]:
+        """The recorded events, oldest first."""
+        return self._store.events(job_id)
+
+    def log_lines(self, job_id: str) -> Iterator[LogLine]:
+        """Every whole line of the job's log so far."""
+        record = self.get(job_id)
+        if record.ref is None:
+            return iter(())
+        return self._backend(record.backend).logs(JobRef.parse(record.ref))
+
+    def cancel(self, job_id: str) -> JobRecord:
+        """Ask the job to checkpoint and stop; returns at once. Silent when it is over."""
+        record = self.get(job_id)
+        if record.ref is not None and not record.over:
+            self._backend(record.backend).cancel(JobRef.parse(record.ref))
+        return self.refresh(record)
+
+    def resume(self, job_id: str, progress: Progress) -> JobRecord:
+        """Start a new job that goes on from the checkpoints of a job that ended early."""
+        old = self.get(job_id)
+        if not old.over:
+            raise ConfigError(f"{old.id} is {old.state}: it needs no resume", f"launch watch {old.id}")
+        if old.state == JobState.SUCCEEDED:
+            raise ConfigError(f"{old.id} is done: there is nothing to resume", f"launch show {old.id}")
+        job = JobSpec.model_validate(old.spec)
+        target = self._backend(old.backend)
+        siblings = [r for r in self._store.find(old.lineage) if r.lineage == old.lineage]
+        busy = [r for r in siblings if not self.refresh(r).over]
+        if busy:
+            raise ConfigError(f"{busy[0].id} already goes on from {old.lineage}", f"launch watch {busy[0].id}")
+        token = f"{old.lineage}-r{len(siblings) + 1}"
+        bundle = bundle_from_folder(self._staged(old))
+        plan = self._render(target, job, bundle, token, old.lineage)
+        report = DataReport(**old.data) if old.data else None
+        return self.submit(Planned(plan=plan, data=report), progress, resumes=old)
+
+    def fetch(self, job_id: str, to: Path) -> Path:
+        """Download the job's output to `to`, each file verified; safe to repeat after an interruption."""
+        record = self.get(job_id)
+        if record.ref is None:
+            raise JobNotFoundError(f"{record.id} was never started", "launch run")
+        self._backend(record.backend).download(JobRef.parse(record.ref), to)
+        return to
+
+    def set_evaluation(self, job_id: str, which: str, metrics: Mapping[str, Any]) -> None:
+        """Keep an evaluation made after the job."""
+        self._store.set_metrics(job_id, which, metrics)
+
+    def check_backends(self) -> list[tuple[str, str, list[Problem]]]:
+        """(name, what it is, problems) of every backend that is known here."""
+        found = []
+        for name in registry.names():
+            summary = BUILTIN[name].summary if name in BUILTIN else "installed plugin"
+            try:
+                problems = self._backend(name).check(Site(backend=name))
+            except LaunchError as exc:
+                problems = [Problem(what=exc.message, fix=exc.hint or "launch doctor --debug", fatal=False)]
+            found.append((name, summary, problems))
+        return found
+
+    def _render(self, target: Backend, job: JobSpec, bundle: Bundle, token: str, lineage: str) -> Plan:
+        site = Site(backend=target.name)
+        offer = next(iter(target.offers(job.resources)))
+        request = target.render(job, offer, bundle, site, token, lineage)
+        target.validate(request)
+        return Plan(
+            job=job, offer=offer, bundle=bundle, site=site, token=token, lineage=lineage, request=request,
+            estimate=estimate(offer),
+        )  # fmt: skip
+
+    def _follow_once(self, record: JobRecord, cursor: str | None) -> Iterator[LogLine | Event | JobStatus]:
+        """One look: what is new, then the status if it changed; returns whether the job is over."""
+        seen: JobStatus | None = None
+        for item in self._advance(record, cursor):
+            if isinstance(item, JobStatus):
+                seen = item
+            else:
+                yield item
+        assert seen is not None
+        if seen.state != record.state or seen.state.terminal:
+            yield seen
+        return seen.state.terminal  # type: ignore[return-value]
+
+    def _advance(self, record: JobRecord, cursor: str | None) -> Iterator[LogLine | Event | JobStatus]:
+        """Read the status, then every line after `cursor`; record both; yield lines, events, the status last."""
+        assert record.ref is not None
+        ref = JobRef.parse(record.ref)
+        target = self._backend(record.backend)
+        # Status before log: what the log holds after a final status is all there will ever be.
+        status = target.status(ref)
+        items: list[LogLine | Event] = []
+        events: list[Event] = []
+        for line in target.logs(ref, cursor):
+            event = from_line(line.text)
+            if event is not None:
+                events.append(event)
+            items.append(event or line)
+            cursor = line.cursor
+        self._store.add_events(record.id, events, cursor)
+        self._store.update(
+            record.id, state=status.state, reason=status.reason, started=status.started, ended=status.ended,
+            interruptions=status.interruptions, folder=_local_path(status.url),
+        )  # fmt: skip
+        yield from items
+        yield status
+
+    def _adopt_or_bury(self, record: JobRecord) -> JobRecord:
+        """A job whose launcher ended before it noted the answer: find it at the backend, or say it never ran."""
+        if record.submitter and _process_lives(record.submitter):
+            return record
+        known = self._backend(record.backend).discover(Site(backend=record.backend))
+        ref = next((r for r in known if r.id == record.id), None)
+        if ref is not None and self._backend(record.backend).status(ref).started is not None:
+            self._store.update(record.id, ref=str(ref), state=JobState.STARTING)
+            return self.refresh(self._again(record.id))
+        self._store.update(
+            record.id,
+            state=JobState.FAILED,
+            reason="the launcher was stopped before the job was started; nothing runs",
+            ended=datetime.now(UTC),
+        )
+        return self._again(record.id)
+
+    def _rebuild_if_lost(self) -> None:
+        """When the record's file is gone: take in every job that the built-in backends know."""
+        if self._store.exists():
+            return
+        for name in BUILTIN:
+            target = self._backend(name)
+            for ref in target.discover(Site(backend=name)):
+                self._store.add(_from_backend(ref, target.recorded(ref)))
+
+    def _staged(self, record: JobRecord) -> Path:
+        """The input folder of an earlier job on this machine."""
+        if record.folder is None:
+            raise BackendError(
+                f"the files of {record.id} are not on this machine", "launch run with the job file instead"
+            )
+        return Path(record.folder).parent / "input"
+
+    def _backend(self, name: str) -> Backend:
+        if name not in self._backends:
+            self._backends[name] = registry.create(name, self.home)
+        return self._backends[name]
+
+    def _again(self, job_id: str) -> JobRecord:
+        record = self._store.get(job_id)
+        if record is None:
+            raise JobNotFoundError(f"{job_id} is no longer in the record", "launch list")
+        return record
+
+
+def _with_dry_run(job: JobSpec) -> JobSpec:
+    data = job.model_dump(mode="json")
+    data["train"]["dry_run_steps"] = data["train"]["dry_run_steps"] or DRY_RUN_STEPS
+    return JobSpec.model_validate(data)
+
+
+def _estimate_json(plan: Plan) -> dict[str, Any]:
+    values = asdict(plan.estimate)
+    money: dict[str, Any] = {k: None if values[k] is None else str(values[k]) for k in ("low", "expected", "high")}
+    return {**money, "assumptions": list(values["assumptions"]), "missing": list(values["missing"])}
+
+
+def _from_backend(ref: JobRef, recorded: Mapping[str, Any]) -> JobRecord:
+    return JobRecord(
+        id=ref.id,
+        name=recorded["job"]["name"],
+        backend=ref.backend,
+        ref=str(ref),
+        state=JobState.UNKNOWN,
+        created=datetime.fromisoformat(recorded["created"]),
+        lineage=recorded["lineage"],
+        resumes=recorded["lineage"] if recorded["lineage"] != ref.id else None,
+        bundle_sha256=recorded["bundle_sha256"],
+        spec=recorded["job"],
+    )
+
+
+def _local_path(url: str | None) -> str | None:
+    """The path of a file:// URL, None for any other."""
+    parts = urlsplit(url or "")
+    return url2pathname(parts.path) if parts.scheme == "file" else None
+
+
+def _this_process() -> str:
+    me = psutil.Process()
+    return json.dumps({"pid": me.pid, "created": me.create_time()})
+
+
+def _process_lives(note: str) -> bool:
+    known = json.loads(note)
+    try:
+        return abs(psutil.Process(known["pid"]).create_time() - known["created"]) < 1.0
+    except psutil.Error:
+        return False

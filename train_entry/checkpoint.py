@@ -1,0 +1,140 @@
+"""Checkpoints that survive anything: whole or not at all, and never another job's.
+
+A checkpoint is built outside the checkpoint folder, copied in, and becomes one when its manifest (size and
+sha256 of every file, the job's fingerprint, the step) is written last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train_entry.failure import JobError, write_atomic
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint: its folder, the step it was made after, and what the trainer noted in it."""
+
+    folder: Path
+    step: int
+    notes: Mapping[str, Any]
+
+
+def publish(
+    built: Path, root: Path, step: int, parts: Mapping[str, str], notes: Mapping[str, Any], keep: int
+) -> Path:
+    """Copy the folder `built` to root/step-N and make it a checkpoint; then keep only the `keep` newest.
+
+    `parts` is the job's fingerprint field by field. Raises JobError("disk_full") with the older ones intact.
+    """
+    target = root / f"step-{step:08d}"
+    root.mkdir(parents=True, exist_ok=True)
+    try:
+        # A folder without a manifest is what a killed copy left; one with a manifest is replaced as a whole.
+        (target / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        files = _copy_tree(built, target)
+        manifest = {"format": FORMAT, "step": step, "job": dict(parts), "notes": dict(notes), "files": files}
+        write_atomic(target / MANIFEST, json.dumps(manifest, indent=1).encode())
+        _sync_folder(target)
+        _sync_folder(root)
+    except OSError as exc:
+        shutil.rmtree(target, ignore_errors=True)
+        raise JobError(
+            "disk_full" if exc.errno == 28 else "checkpoint",
+            f"could not write the checkpoint of step {step} to {root}: {exc}",
+            "the checkpoint before it is intact; free space or raise resources.disk_gib, then resume",
+        ) from exc
+    _forget_old(root, keep)
+    return target
+
+
+def newest_complete(root: Path, parts: Mapping[str, str]) -> Checkpoint | None:
+    """The newest checkpoint whose files match its manifest, or None.
+
+    A damaged one is skipped for the one before, with a line in the log. Raises JobError("checkpoint") naming
+    the changed fields when it belongs to another job.
+    """
+    for folder in sorted(root.glob("step-*"), reverse=True):
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            if problem := _damage(folder, manifest):
+                print(f"skipping checkpoint {folder.name}: {problem}", file=sys.stderr)
+                continue
+        except (OSError, ValueError, KeyError, TypeError) as exc:
+            print(f"skipping checkpoint {folder.name}: no usable manifest ({exc})", file=sys.stderr)
+            continue
+        _refuse_other_job(folder, manifest["job"], parts)
+        return Checkpoint(folder, int(manifest["step"]), manifest["notes"])
+    return None
+
+
+def _damage(folder: Path, manifest: Mapping[str, Any]) -> str | None:
+    if manifest["format"] != FORMAT:
+        return f"format {manifest['format']}, not {FORMAT}"
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != expected["size"]:
+            return f"{name} is missing or cut short"
+        if sha256_of(path) != expected["sha256"]:
+            return f"{name} does not match its sha256"
+    return None
+
+
+def _refuse_other_job(folder: Path, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
+    changed = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
+    if changed:
+        listing = "; ".join(f"{k}: {theirs.get(k, 'absent')} -> {ours.get(k, 'absent')}" for k in changed[:5])
+        raise JobError(
+            "checkpoint",
+            f"the checkpoints in {folder.parent} belong to a different job ({listing})",
+            "run it as a new job, or undo the change and resume",
+        )
+
+
+def _copy_tree(built: Path, target: Path) -> dict[str, dict[str, Any]]:
+    files = {}
+    for source in sorted(p for p in built.rglob("*") if p.is_file()):
+        name = source.relative_to(built).as_posix()
+        destination = target / name
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, destination)
+        with destination.open("rb+") as file:
+            os.fsync(file.fileno())
+        files[name] = {"size": source.stat().st_size, "sha256": sha256_of(source)}
+    return files
+
+
+def _forget_old(root: Path, keep: int) -> None:
+    complete = sorted((f for f in root.glob("step-*") if (f / MANIFEST).is_file()), reverse=True)
+    for old in complete[keep:]:
+        # The manifest goes first, so that a half-removed checkpoint is none.
+        (old / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(path: Path) -> None:
+    if os.name == "nt":  # Windows can't open a folder
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,58 @@
+"""Why a job failed, in words a person can act on, and failure.json that carries them out of the container."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import traceback
+from pathlib import Path
+
+TAIL_LINES = 30
+
+
+class JobError(Exception):
+    """A failure with a known cause: data, model, checkpoint, config, disk_full, oom, setup, diverged, error."""
+
+    def __init__(self, kind: str, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.hint = hint
+
+
+def classify(exc: BaseException) -> JobError:
+    """Any exception as a JobError: the cause that its type and text tell."""
+    if isinstance(exc, JobError):
+        return exc
+    text = f"{type(exc).__name__}: {exc}"
+    # By name: this module must work where torch is not installed.
+    if "OutOfMemory" in type(exc).__name__ or isinstance(exc, MemoryError) or "out of memory" in str(exc):
+        return JobError(
+            "oom",
+            f"out of memory: {exc}",
+            "lower train.micro_batch or data.max_length, set train.gradient_checkpointing: true, "
+            "or use tuning.kind: qlora",
+        )
+    if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
+        return JobError("disk_full", f"the disk is full: {exc}", "free space or raise resources.disk_gib")
+    return JobError("error", text, "the traceback stands in the log and in failure.json")
+
+
+def write_failure(folder: Path, error: JobError, exc: BaseException | None) -> None:
+    """Write folder/failure.json {kind, message, hint, traceback} whole or not at all."""
+    lines = traceback.format_exception(exc) if exc is not None else []
+    tail = "".join(lines).splitlines()[-TAIL_LINES:]
+    body = {"kind": error.kind, "message": error.message, "hint": error.hint, "traceback": tail}
+    write_atomic(folder / "failure.json", json.dumps(body, indent=1).encode())
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees all of it or nothing; it is on disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,350 @@
+"""The training loop: TRL's SFTTrainer, and one callback that reports, judges, saves and stops."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset as TokenDataset
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from train_entry.checkpoint import publish
+from train_entry.config import TrainJob
+from train_entry.data import Example, label_ids
+from train_entry.failure import JobError
+from train_entry.stop import StopWatch
+
+Emit = Callable[..., None]
+
+CPU_MICRO_BATCH, GPU_MICRO_BATCH = 8, 4
+"""Rows a forward pass when the job names none."""
+WAIT_S = 6 * 3600
+"""How long ranks wait for the one that judges."""
+
+
+@dataclass
+class Progress:
+    """What must survive a restart beside the trainer's own state; stands in the checkpoint's notes."""
+
+    best_loss: float | None = None
+    best_step: int = 0
+    misses: int = 0
+    finished: bool = False
+    train_s: float = 0.0
+    tokens: int = 0
+    final_loss: float | None = None
+
+
+def trainer_config(job: TrainJob, work: Path, device: str, world: int) -> SFTConfig:
+    """The TRL settings; making them also starts the process group when there are several ranks."""
+    micro, accumulate = micro_batches(job, device, world)
+    on_gpu = device != "cpu"
+    checkpointing = job.train.gradient_checkpointing
+    bf16 = on_gpu and torch.cuda.is_bf16_supported()
+    return SFTConfig(
+        output_dir=str(work / "trainer"),
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=accumulate,
+        num_train_epochs=job.train.epochs,
+        max_steps=job.train.dry_run_steps or job.train.max_steps or -1,
+        learning_rate=job.learning_rate,
+        lr_scheduler_type=job.train.scheduler,
+        warmup_steps=job.train.warmup_ratio,  # a value below 1 is a share of all steps
+        weight_decay=job.train.weight_decay,
+        max_grad_norm=job.train.max_grad_norm,
+        seed=job.train.seed,
+        data_seed=job.train.seed,
+        packing=job.train.packing,
+        max_length=job.data.max_length if job.train.packing else None,  # rows are bounded before
+        dataset_kwargs=None if job.train.packing else {"skip_prepare_dataset": True},
+        gradient_checkpointing=on_gpu if checkpointing is None else checkpointing,
+        bf16=bf16,
+        fp16=on_gpu and not bf16,
+        use_cpu=not on_gpu,
+        include_num_input_tokens_seen="non_padding",
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",  # the callback says when
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=on_gpu,
+        ddp_find_unused_parameters=False,
+        ddp_timeout=WAIT_S,
+    )
+
+
+def micro_batches(job: TrainJob, device: str, world: int) -> tuple[int, int]:
+    """(rows a forward pass, passes a step) so that rows x passes x ranks is exactly train.batch_size."""
+    wanted = job.train.micro_batch or (CPU_MICRO_BATCH if device == "cpu" else GPU_MICRO_BATCH)
+    if job.train.batch_size % world:
+        raise JobError(
+            "config",
+            f"train.batch_size {job.train.batch_size} can't be shared out over {world} processes",
+            f"use a multiple of {world}",
+        )
+    share = job.train.batch_size // world
+    micro = max(m for m in range(1, min(wanted, share) + 1) if share % m == 0)
+    return micro, share // micro
+
+
+class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer whose language-model head sees only the places that predict a learnt token.
+
+    TRL's fused head works on every token of the batch: over a third of the time when answers are short.
+    """
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Sum of the learnt tokens' losses over their number in the whole step (all ranks, all passes)."""
+        labels = inputs["labels"]
+        columns = (labels[:, 1:] != -100).any(dim=0).nonzero().squeeze(1)
+        if return_outputs or 2 * len(columns) > labels.shape[1]:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        rest = {k: v for k, v in inputs.items() if k != "labels"}
+        logits = model(**rest, use_cache=False, logits_to_keep=columns).logits
+        target = labels[:, columns + 1]
+        total = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), target.flatten(), ignore_index=-100, reduction="sum"
+        )
+        count = (target != -100).sum() if num_items_in_batch is None else num_items_in_batch
+        # The count covers every rank, and DDP averages the gradients over them.
+        scale = self.accelerator.num_processes if num_items_in_batch is not None else 1
+        return total * scale / count
+
+
+def pad_left(batch: Sequence[Mapping[str, list[int]]], pad: int) -> dict[str, Any]:
+    """Right-aligned rows: the answers stand in the same last columns, and positions count from the row."""
+    width = max(len(row["input_ids"]) for row in batch)
+    gaps = [width - len(row["input_ids"]) for row in batch]
+    return {
+        "input_ids": torch.tensor([[pad] * g + row["input_ids"] for g, row in zip(gaps, batch, strict=True)]),
+        "labels": torch.tensor([[-100] * g + row["labels"] for g, row in zip(gaps, batch, strict=True)]),
+        "attention_mask": torch.tensor([[0] * g + [1] * (width - g) for g in gaps]),
+        "position_ids": torch.tensor([[0] * g + list(range(width - g)) for g in gaps]),
+    }
+
+
+def make_trainer(
+    model: Any, tokenizer: Any, config: SFTConfig, job: TrainJob, rows: Sequence[Example]
+) -> SFTTrainer:
+    """A trainer over exactly these rows: it gets token ids, so nothing is cut or dropped on the way."""
+    dataset = TokenDataset.from_list(
+        [{"input_ids": [*e.prompt, *e.completion], "labels": label_ids(e, job.train.loss_on)} for e in rows]
+    )
+    pad = tokenizer.pad_token_id
+    trainer = CompletionTrainer(
+        model=model,
+        args=config,
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        data_collator=None if job.train.packing else lambda batch: pad_left(batch, pad),
+    )
+    # TRL's printer repeats every step that the events already tell.
+    trainer.remove_callback(PrinterCallback)
+    if not job.train.packing and len(trainer.train_dataset) != len(rows):
+        raise JobError("data", f"{len(rows) - len(trainer.train_dataset)} rows were lost on the way to training")
+    return trainer
+
+
+def held_out_loss(
+    model: Any, rows: Sequence[Example], batch_size: int, pad: int, tick: Callable[[], None]
+) -> float:
+    """Mean negative log-likelihood of the answers' tokens, every token weighing the same."""
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    ordered = sorted(rows, key=len)
+    with torch.inference_mode():
+        for at in range(0, len(ordered), batch_size):
+            tick()
+            batch = ordered[at : at + batch_size]
+            width = max(map(len, batch))
+            keep = width - min(len(e.prompt) for e in batch) + 1
+            ids = torch.tensor([[*e.prompt, *e.completion, *[pad] * (width - len(e))] for e in batch])
+            labels = torch.tensor([[*label_ids(e, "completion"), *[-100] * (width - len(e))] for e in batch])
+            mask = torch.tensor([[1] * len(e) + [0] * (width - len(e)) for e in batch])
+            logits = model(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                use_cache=False,
+                logits_to_keep=keep,
+            ).logits
+            target = labels[:, -keep + 1 :].to(model.device)
+            loss = torch.nn.functional.cross_entropy(
+                logits[:, :-1].float().transpose(1, 2), target, ignore_index=-100, reduction="sum"
+            )
+            total += float(loss)
+            count += int((target != -100).sum())
+    model.train(was_training)
+    return float(total / count)
+
+
+class JobCallback(TrainerCallback):  # type: ignore[misc]
+    """Step events, held-out loss, early stopping, checkpoints and stopping, agreed between the ranks."""
+
+    def __init__(
+        self, job: TrainJob, progress: Progress, stop: StopWatch, emit: Emit, work: Path, checkpoints: Path,
+        parts: Mapping[str, str], held_out: Sequence[Example], pad: int,
+    ) -> None:  # fmt: skip
+        self.job, self.progress, self.stop, self.emit = job, progress, stop, emit
+        self.work, self.checkpoints, self.parts = work, checkpoints, parts
+        self.held_out, self.pad = held_out, pad
+        self.eval_every = 1
+        self.stopped: str | None = None
+        self.resumed_step = self.last_step = 0
+        self._began = self._tokens_before = 0.0
+        self._last_save = time.monotonic()
+        self._step_s = 0.0
+        self._tokens = 0
+
+    def plan_evaluations(self, batches: int, accumulate: int) -> None:
+        """Say how many micro-batches an epoch has; the held-out loss is measured evals_per_epoch times."""
+        steps = max(1, math.ceil(batches / accumulate))
+        self.eval_every = max(1, steps // self.job.train.evals_per_epoch)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._began = time.perf_counter()
+        self._tokens_before = float(state.num_input_tokens_seen)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        self._step_s = time.perf_counter() - self._began
+        self._tokens = int(state.num_input_tokens_seen) - int(self._tokens_before)
+        self.progress.train_s += self._step_s
+        self.progress.tokens += self._tokens
+        if self.job.train.dry_run_steps:
+            self.stopped = self.stop.agreed()
+            control.should_training_stop = control.should_training_stop or bool(self.stopped)
+            return
+        last = state.global_step >= state.max_steps
+        if last or state.global_step % self.eval_every == 0:
+            last |= self._judge(state, model)
+        if last:
+            self.progress.finished = True
+            self._keep_result(model, only_if_missing=self.job.train.early_stopping is not None)
+        else:
+            self.stopped = self.stop.agreed()
+        control.should_training_stop = control.should_training_stop or last or bool(self.stopped)
+        if last or self.stopped or self._save_due(state.global_step):
+            control.should_save = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        loss = float(logs["loss"])
+        if not math.isfinite(loss):
+            raise JobError(
+                "diverged",
+                f"the loss of step {state.global_step} is {loss}",
+                "lower train.learning_rate, or resume from the last checkpoint with other data",
+            )
+        self.progress.final_loss = loss
+        self.emit(
+            "step", step=state.global_step, total_steps=state.max_steps, epoch=round(state.epoch or 0, 4),
+            loss=loss, lr=float(logs.get("learning_rate", 0.0)), grad_norm=float(logs.get("grad_norm", 0.0)),
+            tokens=self._tokens, tokens_per_s=round(self._tokens / self._step_s, 1),
+            step_s=round(self._step_s, 4), peak_gib=peak_gib(),
+        )  # fmt: skip
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """The trainer has written its own folder: make a checkpoint of it and of the best weights."""
+        barrier()  # every rank has written its random state
+        if args.process_index == 0:
+            build = self.work / "build"
+            shutil.rmtree(build, ignore_errors=True)
+            build.mkdir(parents=True)
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}").rename(build / "trainer")
+            if (self.work / "result").is_dir():
+                shutil.copytree(self.work / "result", build / "result")
+            path = publish(
+                build, self.checkpoints, state.global_step, self.parts,
+                dataclasses.asdict(self.progress), self.job.train.keep_checkpoints,
+            )  # fmt: skip
+            shutil.rmtree(build)
+            self.emit("checkpoint", step=state.global_step, path=str(path))
+        self._last_save = time.monotonic()
+        barrier()
+
+    def _judge(self, state: Any, model: Any) -> bool:
+        """Measure the held-out loss; True when it has not fallen for long enough."""
+        loss = None
+        if state.is_world_process_zero:
+            plain = getattr(model, "module", model)
+            # Not the stop's tick: a stop during training is agreed on at the end of the step.
+            loss = held_out_loss(plain, self.held_out, self.job.eval.batch_size, self.pad, lambda: None)
+            self.emit("eval_loss", step=state.global_step, loss=loss)
+        loss = broadcast(loss)
+        rule = self.job.train.early_stopping
+        if rule is None:
+            return False
+        progress = self.progress
+        if progress.best_loss is None or loss < progress.best_loss - rule.min_delta:
+            progress.best_loss, progress.best_step, progress.misses = loss, state.global_step, 0
+            self._keep_result(model, only_if_missing=False)
+            return False
+        progress.misses += 1
+        return progress.misses >= rule.patience
+
+    def _keep_result(self, model: Any, only_if_missing: bool) -> None:
+        """Save the weights that are the job's result so far."""
+        target = self.work / "result"
+        if int(os.environ.get("RANK", "0")) or (only_if_missing and target.exists()):
+            return
+        temporary = self.work / ".result"
+        shutil.rmtree(temporary, ignore_errors=True)
+        getattr(model, "module", model).save_pretrained(temporary)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+
+    def _save_due(self, step: int) -> bool:
+        every = self.job.train.checkpoint_steps
+        by_clock = time.monotonic() - self._last_save >= self.job.train.checkpoint_minutes * 60
+        return bool(broadcast(by_clock)) or bool(every and step % every == 0)
+
+
+def load_result(model: Any, folder: Path) -> None:
+    """Give the model the weights kept in `folder` (an adapter, or all of them)."""
+    from safetensors.torch import load_file
+
+    if hasattr(model, "peft_config"):
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+        return
+    weights = type(model).from_pretrained(folder, dtype=model.dtype).state_dict()
+    model.load_state_dict(weights)
+
+
+def barrier() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def broadcast(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    box = [value]
+    torch.distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def peak_gib() -> float:
+    """Most memory used so far in GiB: of the GPU by tensors, of a CPU process as resident set."""
+    if torch.cuda.is_available():
+        return round(float(torch.cuda.max_memory_allocated()) / 2**30, 3)
+    # Linux counts KiB, macOS bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)

@@ -1,0 +1,282 @@
+"""One rank of the job, from its rows to its artifact: `python -m train_entry.train`.
+
+Exit status: 0 done and nothing else; 143 checkpointed and stopped (start it again to go on); 1 failed, with
+failure.json in LAUNCH_OUTPUT_DIR.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from train_entry.checkpoint import Checkpoint, newest_complete
+from train_entry.config import TrainJob, fingerprint, read_job
+from train_entry.data import Dataset, judged_rows, load_dataset
+from train_entry.events import from_environment
+from train_entry.failure import classify, write_atomic, write_failure
+from train_entry.stop import PREEMPTED, Stopped, StopWatch
+
+if TYPE_CHECKING:
+    from train_entry.loop import Emit, JobCallback
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Where this rank stands: the job, its folders, its place among the ranks."""
+
+    job: TrainJob
+    inputs: Path
+    outputs: Path
+    checkpoints: Path
+    work: Path
+    rank: int
+    world: int
+    device: str
+    emit: Emit
+    stop: StopWatch
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+
+def main() -> int:
+    """Run the job in the folders named by LAUNCH_INPUT_DIR, LAUNCH_OUTPUT_DIR and LAUNCH_CHECKPOINT_DIR."""
+    outputs = Path(os.environ["LAUNCH_OUTPUT_DIR"])
+    try:
+        return _run(_context(outputs))
+    except Stopped:
+        return PREEMPTED
+    except BaseException as exc:  # noqa: BLE001 - whatever it was, failure.json must say it
+        import traceback
+
+        error = classify(exc)
+        traceback.print_exc()
+        write_failure(outputs, error, exc)
+        print(f"failed ({error.kind}): {error.message}", file=sys.stderr)
+        return 1
+
+
+def _context(outputs: Path) -> Context:
+    work = outputs / ".work"
+    work.mkdir(parents=True, exist_ok=True)
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    # Before anything slow: from here on a signal is noted, not fatal.
+    stop = StopWatch(work / "stop")
+    (work / f"rank-{rank}.pid").write_text(str(os.getpid()))
+    inputs = Path(os.environ["LAUNCH_INPUT_DIR"])
+    job = read_job(inputs / "job.json")
+    stop.set_limit(job.max_hours)
+    import torch
+
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(int(os.environ.get("LAUNCH_THREADS") or max(1, _cores() // ranks_here)))
+    emit = from_environment().emit if rank == 0 else _silent
+    return Context(
+        job=job, inputs=inputs, outputs=outputs, checkpoints=Path(os.environ["LAUNCH_CHECKPOINT_DIR"]),
+        work=work, rank=rank, world=world, device=device, emit=emit, stop=stop,
+    )  # fmt: skip
+
+
+def _run(at: Context) -> int:
+    """All phases. Raises Stopped outside of training."""
+    from train_entry import loop
+    from train_entry.models import load_base, load_tokenizer, with_tuning
+
+    config = loop.trainer_config(at.job, at.work, at.device, at.world)
+    at.emit("phase", name="data")
+    if not at.first:
+        loop.barrier()  # rank 0 fetches and converts, the others read what it left
+    tokenizer = load_tokenizer(at.job, at.inputs)
+    if at.first:
+        loop.barrier()
+    data = load_dataset(at.job, at.inputs, tokenizer)
+    _emit_data(at, data)
+    _check_stop(at)
+    parts = {**at.job.fingerprint_parts(), "data.sha256": data.sha256}
+    found = newest_complete(at.checkpoints, parts)
+    _check_stop(at)
+    model = load_base(at.job, at.inputs, at.device)
+    _check_stop(at)
+    baseline = None
+    if at.job.eval.baseline and not at.job.train.dry_run_steps:
+        baseline = _baseline(at, model, tokenizer, data, parts)
+    model = with_tuning(model, at.job)
+    callback = _train(at, model, tokenizer, config, data, parts, found)
+    if callback.stopped:
+        at.emit("stopped", step=_last_step(callback), reason=callback.stopped)
+        return PREEMPTED
+    if at.job.train.dry_run_steps:
+        at.emit("stopped", step=at.job.train.dry_run_steps, reason="dry_run")
+        at.emit("done", **_train_figures(callback), artifact=None, files=[])
+        return 0
+    _finish(at, model, tokenizer, data, baseline, callback)
+    return 0
+
+
+def _emit_data(at: Context, data: Dataset) -> None:
+    at.emit(
+        "data", train_rows=len(data.train), eval_rows=len(data.held_out),
+        train_tokens=sum(map(len, data.train)), dropped=data.dropped, truncated=data.truncated,
+        labels=list(data.labels) if data.labels else None,
+    )  # fmt: skip
+
+
+def _baseline(
+    at: Context, model: Any, tokenizer: Any, data: Dataset, parts: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """The base model's figures and answers: measured once, kept beside the checkpoints for every restart."""
+    from train_entry.loop import barrier
+
+    kept = at.checkpoints / "baseline.json"
+    # What the figures depend on: the job, and how it is judged.
+    mark = fingerprint({**parts, "eval": repr(at.job.eval)})
+    found: dict[str, Any] | None = None
+    if at.first:
+        found = _kept_baseline(kept, mark)
+        if found is None:
+            at.emit("phase", name="baseline")
+            metrics, answers = _judge(at, model, tokenizer, data)
+            found = {"mark": mark, "metrics": metrics, "answers": answers}
+            write_atomic(kept, json.dumps(found).encode())
+        at.emit("eval", which="baseline", metrics=found["metrics"])
+    _wait_for_first(at, barrier)
+    return found
+
+
+def _kept_baseline(kept: Path, mark: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(kept.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("mark") == mark else None
+
+
+def _train(
+    at: Context, model: Any, tokenizer: Any, config: Any, data: Dataset, parts: Mapping[str, str],
+    found: Checkpoint | None,
+) -> JobCallback:  # fmt: skip
+    """Train from the beginning or from `found`; the model then has the result's weights."""
+    from train_entry import loop
+
+    progress = loop.Progress(**found.notes) if found else loop.Progress()
+    callback = loop.JobCallback(
+        at.job, progress, at.stop, at.emit, at.work, at.checkpoints, parts, data.held_out,
+        tokenizer.pad_token_id,
+    )  # fmt: skip
+    if at.first:
+        shutil.rmtree(at.work / "result", ignore_errors=True)
+        if found and (found.folder / "result").is_dir():
+            shutil.copytree(found.folder / "result", at.work / "result")
+    loop.barrier()
+    if found:
+        at.emit("resumed", step=found.step, path=str(found.folder))
+        callback.resumed_step = found.step
+    if not progress.finished:
+        at.emit("phase", name="train")
+        trainer = loop.make_trainer(model, tokenizer, config, at.job, data.train)
+        trainer.add_callback(callback)
+        callback.plan_evaluations(len(trainer.get_train_dataloader()), config.gradient_accumulation_steps)
+        trainer.train(resume_from_checkpoint=str(found.folder / "trainer") if found else None)
+        callback.last_step = int(trainer.state.global_step)
+    if progress.finished:
+        loop.load_result(model, at.work / "result")
+    return callback
+
+
+def _finish(
+    at: Context, model: Any, tokenizer: Any, data: Dataset, baseline: dict[str, Any] | None,
+    callback: JobCallback,
+) -> None:  # fmt: skip
+    from train_entry.artifact import list_files, prediction_rows, write_artifact
+    from train_entry.loop import barrier
+
+    if at.first:
+        tuned = answers = None
+        if at.job.eval.tuned:
+            at.emit("phase", name="evaluate")
+            tuned, answers = _judge(at, model, tokenizer, data)
+            at.emit("eval", which="tuned", metrics=tuned)
+        at.emit("phase", name="save")
+        figures = _train_figures(callback)
+        metrics = {
+            "task": at.job.task,
+            "baseline": baseline["metrics"] if baseline else None,
+            "tuned": tuned,
+            "train": {
+                **figures,
+                "tokens": callback.progress.tokens,
+                "final_loss": callback.progress.final_loss,
+                "best_eval_loss": callback.progress.best_loss,
+                "best_step": callback.progress.best_step or None,
+            },
+        }
+        predictions = prediction_rows(
+            judged_rows(at.job, data), baseline["answers"] if baseline else None, answers
+        )
+        path = write_artifact(at.outputs, model, tokenizer, at.job, at.inputs / "job.json", metrics, predictions)
+        at.emit("done", **figures, artifact=path.name, files=list_files(path))
+    _wait_for_first(at, barrier)
+    shutil.rmtree(at.work, ignore_errors=True)
+
+
+def _judge(at: Context, model: Any, tokenizer: Any, data: Dataset) -> tuple[dict[str, Any], list[str]]:
+    from train_entry.evaluate import judge
+
+    rows = judged_rows(at.job, data)
+    return judge(model, tokenizer, at.job, rows, data.labels, at.inputs, lambda: _check_stop(at))
+
+
+def _train_figures(callback: JobCallback) -> dict[str, Any]:
+    from train_entry.loop import peak_gib
+
+    progress = callback.progress
+    seconds = progress.train_s
+    return {
+        "steps": _last_step(callback),
+        "train_s": round(seconds, 2),
+        "tokens_per_s": round(progress.tokens / seconds, 1) if seconds else None,
+        "step_s": round(seconds / _last_step(callback), 3) if _last_step(callback) else None,
+        "peak_gib": peak_gib(),
+    }
+
+
+def _last_step(callback: JobCallback) -> int:
+    return callback.last_step or callback.resumed_step
+
+
+def _check_stop(at: Context) -> None:
+    """Between phases and batches: nothing is lost that a checkpoint does not hold."""
+    if reason := at.stop.reason():
+        at.emit("stopped", step=None, reason=reason)
+        raise Stopped(reason)
+
+
+def _wait_for_first(at: Context, barrier: Any) -> None:
+    """Rank 0 works alone; the others wait, and a signal ends them at once: they hold nothing."""
+    at.stop.waiting = not at.first
+    barrier()
+    at.stop.waiting = False
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        return os.cpu_count() or 1
+
+
+def _silent(event: str, **fields: Any) -> None:
+    """Only rank 0 tells."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
