@@ -19,7 +19,6 @@ from cost.offers import Offer
 from launcher.errors import ConfigError
 from launcher.spec import JobSpec, Resources
 
-
 Progress = Callable[[str], None]
 """Takes a line of text for the user who waits."""
 

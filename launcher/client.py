@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -116,7 +116,7 @@ class Client:
             raise JobNotFoundError(f"{key!r} is the beginning of {len(found)} jobs: {ids}", "write more of it")
         return self.refresh(found[0])
 
-    def list(self) -> list[JobRecord]:
+    def jobs(self) -> list[JobRecord]:
         """Every job, newest first, refreshed; a lost record is rebuilt from what the backends know."""
         self._rebuild_if_lost()
         return [self.refresh(record) for record in self._store.find("")]
@@ -221,7 +221,9 @@ class Client:
             estimate=estimate(offer),
         )  # fmt: skip
 
-    def _follow_once(self, record: JobRecord, cursor: str | None) -> Iterator[LogLine | Event | JobStatus]:
+    def _follow_once(
+        self, record: JobRecord, cursor: str | None
+    ) -> Generator[LogLine | Event | JobStatus, None, bool]:
         """One look: what is new, then the status if it changed; returns whether the job is over."""
         seen: JobStatus | None = None
         for item in self._advance(record, cursor):
@@ -232,7 +234,7 @@ class Client:
         assert seen is not None
         if seen.state != record.state or seen.state.terminal:
             yield seen
-        return seen.state.terminal  # type: ignore[return-value]
+        return seen.state.terminal
 
     def _advance(self, record: JobRecord, cursor: str | None) -> Iterator[LogLine | Event | JobStatus]:
         """Read the status, then every line after `cursor`; record both; yield lines, events, the status last."""
@@ -344,6 +346,6 @@ def _this_process() -> str:
 def _process_lives(note: str) -> bool:
     known = json.loads(note)
     try:
-        return abs(psutil.Process(known["pid"]).create_time() - known["created"]) < 1.0
+        return bool(abs(psutil.Process(known["pid"]).create_time() - known["created"]) < 1.0)
     except psutil.Error:
         return False

@@ -1,7 +1,7 @@
 """The record of this user's jobs on this machine: SQLite, so that kill -9 loses nothing that was finished.
 
 WAL with synchronous=FULL: a write that returned is on disk, and two launchers can work at once. The record is
-only a copy: jobs are rebuilt from what the backends know when the file is gone (client.Client.list).
+only a copy: jobs are rebuilt from what the backends know when the file is gone (client.Client.jobs).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ eval_loss   step, loss
 eval        which: baseline | tuned, metrics (as in metrics.json)
 checkpoint  step, path
 resumed     step, path
-stopped     step, reason: signal | deadline | dry_run
+stopped     step, reason: signal | orphaned | deadline | dry_run
 failure     kind, message, hint
 done        steps, train_s, tokens_per_s, step_s, peak_gib, artifact (folder in the output), files
 """

@@ -16,7 +16,7 @@ class Stopped(Exception):
 
 
 class StopWatch:
-    """Knows why the job must stop now: "signal", "deadline" or None. The handler only sets a flag.
+    """Knows why the job must stop now: "signal", "orphaned", "deadline" or None. The handler only sets a flag.
 
     __main__ also leaves a file, for a signal that came before this process could handle it.
     """
@@ -26,6 +26,7 @@ class StopWatch:
         self._deadline: float | None = None
         self._stop_file = stop_file
         self._signalled = False
+        self._parent = os.getppid()
         self.waiting = False
         """True while this rank only waits for another: then a signal ends it at once."""
         signal.signal(signal.SIGTERM, self._note)
@@ -40,8 +41,10 @@ class StopWatch:
 
     def reason(self) -> str | None:
         """This process's own reason; ranks agree through `agreed`."""
-        if self._signalled or (self._stop_file.exists()):
+        if self._signalled or self._stop_file.exists():
             return "signal"
+        if self._orphaned():
+            return "orphaned"
         if self._deadline is not None and time.time() >= self._deadline:
             return "deadline"
         return None
@@ -57,21 +60,22 @@ class StopWatch:
         dist.all_gather_object(reasons, own)
         return next((r for r in reasons if r), None)
 
+    def _orphaned(self) -> bool:
+        """True when __main__, which started this process, is gone: nobody would learn how this ends."""
+        entry = os.environ.get("LAUNCH_PARENT")
+        if entry is None or os.name == "nt":
+            return False
+        if os.getppid() != self._parent:
+            return True
+        try:
+            os.kill(int(entry), 0)  # under torchrun it is not the direct parent
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+
     def _note(self, *_: object) -> None:
         self._signalled = True
         if self.waiting:
             os._exit(PREEMPTED)
-
-
-def _orphaned() -> bool:
-    """True when __main__, which started this process, is gone: nobody would learn how this ends."""
-    parent = os.environ.get("LAUNCH_PARENT")
-    if parent is None or os.name == "nt":
-        return False
-    try:
-        os.kill(int(parent), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
