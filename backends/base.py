@@ -204,6 +204,20 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class RunsHere(Protocol):
+    """Optional: a backend that can run a module of the entrypoint on this machine, in the foreground."""
+
+    def prepare(self, progress: Progress) -> Path:
+        """Make the training environment ready; its interpreter."""
+
+    def run_here(self, module: str, code: Path, env: Mapping[str, str], secrets: Iterable[str]) -> Iterator[str]:
+        """Run `python -m module` with `code` on its path; its output line by line.
+
+        Raises JobFailedError with the last lines when it does not exit with 0. It ends with the iterator.
+        """
+
+
+@runtime_checkable
 class Rehearsable(Protocol):
     """Optional: a backend that can run its container contract on this machine."""
 

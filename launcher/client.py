@@ -16,7 +16,19 @@ from urllib.request import url2pathname
 import psutil
 
 from backends import registry
-from backends.base import Backend, Bundle, JobRef, JobState, JobStatus, LogLine, Plan, Problem, Progress, Site
+from backends.base import (
+    Backend,
+    Bundle,
+    JobRef,
+    JobState,
+    JobStatus,
+    LogLine,
+    Plan,
+    Problem,
+    Progress,
+    RunsHere,
+    Site,
+)
 from backends.registry import BUILTIN
 from cost.estimate import estimate
 from launcher.bundle import build_bundle, bundle_from_folder
@@ -198,6 +210,12 @@ class Client:
     def set_evaluation(self, job_id: str, which: str, metrics: Mapping[str, Any]) -> None:
         """Keep an evaluation made after the job."""
         self._store.set_metrics(job_id, which, metrics)
+
+    def here(self) -> RunsHere:
+        """What runs the entrypoint's modules on this machine."""
+        found = self._backend("local")
+        assert isinstance(found, RunsHere)
+        return found
 
     def check_backends(self) -> list[tuple[str, str, list[Problem]]]:
         """(name, what it is, problems) of every backend that is known here."""

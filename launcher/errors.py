@@ -9,7 +9,7 @@ LaunchError(message, hint)            the only class cli.py catches; --debug sho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 
@@ -95,6 +95,6 @@ class JobFailedError(LaunchError):
 
     exit_code = 1
 
-    def __init__(self, message: str, hint: str | None = None, log_tail: Sequence[str] = ()) -> None:
+    def __init__(self, message: str, hint: str | None = None, log_tail: Iterable[str] = ()) -> None:
         super().__init__(message, hint)
         self.log_tail = tuple(log_tail)

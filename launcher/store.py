@@ -140,7 +140,7 @@ class Store:
         return new
 
     def set_metrics(self, job_id: str, which: str, metrics: Mapping[str, Any]) -> None:
-        """Keep one evaluation ("baseline", "tuned") of the job."""
+        """Keep one evaluation of the job: "baseline", "tuned", or "tuned@FILE" for other rows."""
         with self._write() as db:
             db.execute("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?)", (job_id, which, json.dumps(metrics)))
 
@@ -178,7 +178,7 @@ class Store:
         found = {which: json.loads(text) for which, text in metrics}
         return JobRecord(
             **values,
-            evaluation={"baseline": found.get("baseline"), "tuned": found.get("tuned")},
+            evaluation={"baseline": None, "tuned": None, **{k: v for k, v in found.items() if k != "done"}},
             artifacts=tuple({"path": p, "size": s, "sha256": h} for p, s, h in artifacts),
             actual=_actual(values, found.get("done") or {}),
         )

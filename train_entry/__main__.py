@@ -7,6 +7,7 @@ LAUNCH_OUTPUT_DIR says the same for a backend that keeps no exit status.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -18,8 +19,9 @@ from pathlib import Path
 
 from train_entry.cluster import Cluster
 from train_entry.config import JobFileError, read_job
-from train_entry.events import EventWriter
+from train_entry.events import EventWriter, hush, say
 from train_entry.failure import JobError, classify, write_atomic, write_failure
+from train_entry.masking import mask, set_names
 
 PREEMPTED = 143
 TORCH_AT_LEAST = (2, 6)
@@ -36,7 +38,7 @@ QUIET = {
     "DO_NOT_TRACK": "1",
 }
 """A log that people can read, and libraries that do not call home."""
-SHORTEST_MASKED = 4
+NEEDED = ("LAUNCH_INPUT_DIR", "LAUNCH_OUTPUT_DIR", "LAUNCH_CHECKPOINT_DIR")
 
 
 class Entry:
@@ -63,12 +65,13 @@ class Entry:
         try:
             self.writer.emit("phase", name="setup")
             job = read_job(self.inputs / "job.json")
+            set_names(job.secrets)
             self.install_missing()
-            code = PREEMPTED if self.stop_file.exists() else self.start(job.secrets)
+            code = PREEMPTED if self.stop_file.exists() else self.start()
         except (JobError, JobFileError, OSError) as exc:
             error = JobError("config", str(exc)) if isinstance(exc, JobFileError) else classify(exc)
             write_failure(self.outputs, error, exc)
-            print(f"failed ({error.kind}): {error.message}", file=sys.stderr, flush=True)
+            say(mask(f"failed ({error.kind}): {error.message}"), sys.stderr)
             code = 1
         if code not in (0, PREEMPTED):
             self.tell_failure(code)
@@ -77,7 +80,7 @@ class Entry:
             self.outputs / "state.json",
             json.dumps({"run": self.run, "state": state, "exit": code}).encode(),
         )
-        return code
+        return code if code in (0, PREEMPTED) else 1
 
     def install_missing(self) -> None:
         """Install the pinned packages that the image lacks or has otherwise; torch is never replaced."""
@@ -85,35 +88,40 @@ class Entry:
         if not missing:
             return
         if os.environ.get("LAUNCH_INSTALL") == "never":  # the user's own environment
-            print(f"not as pinned, used as it is: {' '.join(missing)}", flush=True)
+            say(f"not as pinned, used as it is: {' '.join(missing)}")
             return
-        print(f"installing {len(missing)} packages: {' '.join(missing)}", flush=True)
+        say(f"installing {len(missing)} packages: {' '.join(missing)}")
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *missing]
-        if subprocess.run(command, check=False).returncode and not self.stop_file.exists():
+        self.child = subprocess.Popen(command)
+        if self.stop_file.exists():
+            self.forward()
+        code = self.child.wait()
+        self.child = None
+        if code and not self.stop_file.exists():
             raise JobError(
                 "setup",
                 f"pip could not install {' '.join(missing)}",
                 "use an image that has them, or give the job a way to a package index",
             )
 
-    def start(self, secret_names: tuple[str, ...]) -> int:
+    def start(self) -> int:
         """Run the ranks to their end, passing on their output without the secrets' values."""
         cluster = Cluster.from_environment()
         command = cluster.command()
         self.direct = command[-1] == command[2]
         env = {**os.environ, **QUIET, "LAUNCH_RUN": self.run, "LAUNCH_PARENT": str(os.getpid())}
-        values = [os.environ.get(name, "") for name in secret_names]
-        hidden = [v.encode() for v in values if len(v) >= SHORTEST_MASKED]
         self.child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         if self.stop_file.exists():  # a signal came while the child was being made
             self.forward()
         assert self.child.stdout is not None
         for line in self.child.stdout:
-            shown = line
-            for value in hidden:
-                shown = shown.replace(value, b"***")
-            sys.stdout.buffer.write(shown)
-            sys.stdout.buffer.flush()
+            try:
+                sys.stdout.buffer.write(
+                    mask(line.decode(errors="surrogateescape")).encode(errors="surrogateescape")
+                )
+                sys.stdout.buffer.flush()
+            except BrokenPipeError:  # whoever read the log is gone; the job is not
+                hush(sys.stdout)
         code = self.child.wait()
         # A rank that had no time to set its handler dies of the signal itself; torchrun answers 1 for a stop.
         stopped = self.stop_file.exists() and not (self.outputs / "failure.json").exists()
@@ -121,8 +129,9 @@ class Entry:
 
     def forward(self, *_: object) -> None:
         """SIGTERM: leave the stop file for ranks that are still starting, and signal those that run."""
-        self.stop_file.touch()
-        pids = [int(p.read_text() or 0) for p in self.work.glob("rank-*.pid")]
+        with contextlib.suppress(FileNotFoundError):  # the job is done and has tidied up
+            self.stop_file.touch()
+        pids = [int(p.read_text()) for p in self.work.glob("rank-*.pid")]
         if self.child is not None and self.direct:
             pids = [self.child.pid]
         for pid in pids:
@@ -145,7 +154,10 @@ class Entry:
                 error = JobError("error", f"the training process ended with status {code}", "see the log")
             write_failure(self.outputs, error, None)
         failure = json.loads(path.read_text(encoding="utf-8"))
-        self.writer.emit("failure", **{k: failure[k] for k in ("kind", "message", "hint")})
+        # A new writer: the ranks have numbered events of this run too.
+        EventWriter(self.outputs / "events.jsonl", self.run).emit(
+            "failure", **{k: failure[k] for k in ("kind", "message", "hint")}
+        )
 
 
 def missing_packages(requirements: str) -> list[str]:
@@ -173,4 +185,6 @@ def missing_packages(requirements: str) -> list[str]:
 
 
 if __name__ == "__main__":
+    if absent := [name for name in NEEDED if not os.environ.get(name)]:
+        sys.exit(f"{', '.join(absent)} not set: folders of the job, its output and its checkpoints")
     sys.exit(Entry().main())

@@ -23,11 +23,11 @@ def write_artifact(
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     # The model card that peft would write is replaced below; the weights are safetensors.
+    model.config.use_cache = True  # off in training only; whoever loads full weights wants it
     model.save_pretrained(building)
     tokenizer.save_pretrained(building)
     if job.output.merged and job.tuning.kind == "lora":
         merged = model.merge_and_unload()
-        merged.config.use_cache = True
         merged.save_pretrained(building / "merged")
         tokenizer.save_pretrained(building / "merged")
     write_atomic(building / "metrics.json", json.dumps(metrics, indent=1).encode())

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from train_entry.events import say
 from train_entry.failure import JobError, write_atomic
 
 MANIFEST = "manifest.json"
@@ -70,10 +71,10 @@ def newest_complete(root: Path, parts: Mapping[str, str]) -> Checkpoint | None:
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             if problem := _damage(folder, manifest):
-                print(f"skipping checkpoint {folder.name}: {problem}", file=sys.stderr)
+                say(f"skipping checkpoint {folder.name}: {problem}", sys.stderr)
                 continue
         except (OSError, ValueError, KeyError, TypeError) as exc:
-            print(f"skipping checkpoint {folder.name}: no usable manifest ({exc})", file=sys.stderr)
+            say(f"skipping checkpoint {folder.name}: no usable manifest ({exc})", sys.stderr)
             continue
         _refuse_other_job(folder, manifest["job"], parts)
         return Checkpoint(folder, int(manifest["step"]), manifest["notes"])

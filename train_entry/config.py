@@ -229,7 +229,12 @@ class JobFileError(ValueError):
 
 def read_job(path: Path) -> TrainJob:
     """job.json -> TrainJob. Raises JobFileError with the path of the field that does not fit."""
-    raw = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as exc:
+        raise JobFileError(f"{path}: not JSON: {exc}") from exc
+    if not isinstance(raw, dict):
+        raise JobFileError(f"{path}: expected a mapping, got {type(raw).__name__}")
     known = {f.name for f in dataclasses.fields(TrainJob)}
     part = {k: v for k, v in raw.items() if k in known}
     resources = raw.get("resources") or {}

@@ -119,14 +119,22 @@ def completion_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
 
 def render(job: TrainJob, tokenizer: Any, row: Row) -> tuple[str, str]:
     """(prompt text, answer text) through the chat template, or as they are where there is none."""
+    from jinja2 import TemplateError
+
     messages = with_system(job.data.system, row.messages)
     if not tokenizer.chat_template:
         text = "\n".join(m["content"] for m in messages if m["content"])
         return f"{text}\n", row.answer
-    prompt = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template(
-        [*messages, {"role": "assistant", "content": row.answer}], tokenize=False
-    )
+    answered = [*messages, {"role": "assistant", "content": row.answer}]
+    try:
+        prompt = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template(answered, tokenize=False)
+    except TemplateError as exc:
+        raise JobError(
+            "data",
+            f"{row.where}: the model's chat template refuses this row: {exc}",
+            "change the row or data.system, or give a template of your own as model.chat_template",
+        ) from exc
     # Some templates render a finished answer differently (empty thinking blocks): then the answer is added.
     completion = whole[len(prompt) :] if whole.startswith(prompt) else row.answer
     return prompt, completion
@@ -141,7 +149,8 @@ def with_system(system: str | None, messages: Sequence[Message]) -> tuple[Messag
 
 def label_ids(example: Example, loss_on: str) -> list[int]:
     """Labels for input ids prompt + completion: -100 where nothing is learnt."""
-    head = [-100] * len(example.prompt) if loss_on == "completion" else list(example.prompt)
+    # Nothing stands before the first token that could predict it.
+    head = [-100] * len(example.prompt) if loss_on == "completion" else [-100, *example.prompt[1:]]
     return [*head, *example.completion]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from train_entry.rows import Row
 Tick = Callable[[], None]
 """Called between batches; raises Stopped when the job must stop."""
 
+PACK_TOKENS = 4096
+"""Tokens a packed sequence: its mask and attention grow with the square."""
 LABEL_SCORE = "mean log-probability of the label's tokens and the end-of-turn token"
 
 
@@ -72,15 +74,28 @@ def label_scores(
     import torch
 
     branches = [_label_tokens(tokenizer, job, row, labels) for row in rows]
-    packed = _takes_block_masks(model)
+    score = _score_packed if _takes_block_masks(model) else _score_plain
     found: list[list[float]] = []
     with torch.inference_mode():
-        for at in range(0, len(rows), job.eval.batch_size):
+        for start, end in _packs(rows, branches, job.eval.batch_size):
             tick()
-            prompts = [list(e.prompt) for e in rows[at : at + job.eval.batch_size]]
-            part = branches[at : at + job.eval.batch_size]
-            found += _score_packed(model, prompts, part) if packed else _score_plain(model, prompts, part)
+            found += score(model, [list(e.prompt) for e in rows[start:end]], branches[start:end])
     return found
+
+
+def _packs(
+    rows: Sequence[Example], branches: Sequence[list[list[int]]], most_rows: int
+) -> Iterator[tuple[int, int]]:
+    """Neighbouring rows to score together: at most `most_rows`, and PACK_TOKENS unless one row has more."""
+    start = tokens = 0
+    for i, row in enumerate(rows):
+        size = len(row.prompt) + sum(map(len, branches[i]))
+        if i > start and (i - start == most_rows or tokens + size > PACK_TOKENS):
+            yield start, i
+            start, tokens = i, 0
+        tokens += size
+    if start < len(rows):
+        yield start, len(rows)
 
 
 def generate(
@@ -90,6 +105,7 @@ def generate(
     import torch
 
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
+    ends = _end_tokens(model, tokenizer)
     answers = [""] * len(rows)
     model.config.use_cache = True
     for at in range(0, len(order), batch_size):
@@ -110,12 +126,19 @@ def generate(
                 top_k=None,
                 use_cache=True,
                 pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
+                eos_token_id=ends,
             )
         texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
         for i, text in zip(batch, texts, strict=True):
             answers[i] = text.strip()
     return answers
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The tokenizer's end and those that the model's makers name: a turn may end otherwise than a text."""
+    named = getattr(model.generation_config, "eos_token_id", None)
+    more = [] if named is None else named if isinstance(named, list) else [named]
+    return sorted({tokenizer.eos_token_id, *more})
 
 
 def _label_tokens(tokenizer: Any, job: TrainJob, row: Example, labels: Sequence[str]) -> list[list[int]]:
@@ -171,12 +194,12 @@ def _score_packed(model: Any, prompts: list[list[int]], branches: list[list[list
         use_cache=False,
         logits_to_keep=torch.tensor(places, device=device),
     ).logits[0]
-    logprob = logits.float().log_softmax(-1)
+    logits = logits.float()
     index = {place: i for i, place in enumerate(places)}
-    picked = logprob[
-        torch.tensor([index[p] for _, _, p, _ in wanted], device=device),
-        torch.tensor([t for *_, t in wanted], device=device),
-    ].tolist()
+    at = torch.tensor([index[p] for _, _, p, _ in wanted], device=device)
+    tokens = torch.tensor([t for *_, t in wanted], device=device)
+    # Not log_softmax: that would be a second copy of all logits.
+    picked = (logits[at, tokens] - logits.logsumexp(-1)[at]).tolist()
     sums = [[0.0] * len(labels) for labels in branches]
     for (r, b, _, _), value in zip(wanted, picked, strict=True):
         sums[r][b] += value / len(branches[r][b])

@@ -17,14 +17,15 @@ done        steps, train_s, tokens_per_s, step_s, peak_gib, artifact (folder in 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from train_entry.masking import mask
 
 PREFIX = "::launch:: "
 
@@ -50,15 +51,12 @@ class EventWriter:
                 **fields,
             }
             self._seq += 1
-            line = json.dumps(record, ensure_ascii=False, allow_nan=False, default=str)
+            line = mask(json.dumps(record, ensure_ascii=False, allow_nan=False, default=str))
             with self._path.open("ab") as file:
                 file.write(line.encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-            # The reader of stdout may be dead; what is on disk counts, and the job must reach its checkpoint.
-            with contextlib.suppress(BrokenPipeError):
-                sys.stdout.write(f"{PREFIX}{line}\n")
-                sys.stdout.flush()
+            say(f"{PREFIX}{line}")
 
     def _count_own_lines(self) -> int:
         """Lines of this run already written (by the parent process); ends a torn line."""
@@ -70,6 +68,23 @@ class EventWriter:
                 file.write(b"\n")
         mark = f'"run": "{self._run}"'.encode()
         return sum(mark in line for line in data.splitlines())
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Print a line (default: to stdout). A dead reader ends nothing: the job must reach its checkpoint."""
+    stream = stream or sys.stdout
+    try:
+        stream.write(f"{text}\n")
+        stream.flush()
+    except BrokenPipeError:
+        hush(stream)
+
+
+def hush(stream: TextIO) -> None:
+    """Send what is written to a broken stream, by this process and its libraries, nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def from_environment() -> EventWriter:

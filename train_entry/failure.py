@@ -8,6 +8,8 @@ import os
 import traceback
 from pathlib import Path
 
+from train_entry.masking import mask
+
 TAIL_LINES = 30
 
 
@@ -27,10 +29,11 @@ def classify(exc: BaseException) -> JobError:
         return exc
     text = f"{type(exc).__name__}: {exc}"
     # By name: this module must work where torch is not installed.
-    if "OutOfMemory" in type(exc).__name__ or isinstance(exc, MemoryError) or "out of memory" in str(exc):
+    no_memory = "out of memory" in str(exc) or "can't allocate memory" in str(exc)  # of a GPU, of a CPU
+    if no_memory or isinstance(exc, MemoryError) or "OutOfMemory" in type(exc).__name__:
         return JobError(
             "oom",
-            f"out of memory: {exc}",
+            f"out of memory: {exc}".removesuffix(": "),
             "lower train.micro_batch or data.max_length, set train.gradient_checkpointing: true, "
             "or use tuning.kind: qlora",
         )
@@ -44,7 +47,7 @@ def write_failure(folder: Path, error: JobError, exc: BaseException | None) -> N
     lines = traceback.format_exception(exc) if exc is not None else []
     tail = "".join(lines).splitlines()[-TAIL_LINES:]
     body = {"kind": error.kind, "message": error.message, "hint": error.hint, "traceback": tail}
-    write_atomic(folder / "failure.json", json.dumps(body, indent=1).encode())
+    write_atomic(folder / "failure.json", mask(json.dumps(body, indent=1)).encode())
 
 
 def write_atomic(path: Path, content: bytes) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import resource
 import shutil
 import sys
 import time
@@ -111,7 +110,9 @@ class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
         """Sum of the learnt tokens' losses over their number in the whole step (all ranks, all passes)."""
         labels = inputs["labels"]
         columns = (labels[:, 1:] != -100).any(dim=0).nonzero().squeeze(1)
-        if return_outputs or 2 * len(columns) > labels.shape[1]:
+        dense = torch.tensor([2 * len(columns) > labels.shape[1]], device=labels.device)
+        # TRL's own loss talks between the ranks: all take it or none.
+        if return_outputs or bool(self.accelerator.gather(dense).any()):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         rest = {k: v for k, v in inputs.items() if k != "labels"}
         logits = model(**rest, use_cache=False, logits_to_keep=columns).logits
@@ -152,6 +153,9 @@ def make_trainer(
         processing_class=tokenizer,
         data_collator=None if job.train.packing else lambda batch: pad_left(batch, pad),
     )
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad and parameter.dtype == torch.bfloat16 and job.tuning.kind == "qlora":
+            parameter.data = parameter.data.float()  # TRL makes them bfloat16, too coarse for small steps
     # TRL's printer repeats every step that the events already tell.
     trainer.remove_callback(PrinterCallback)
     if not job.train.packing and len(trainer.train_dataset) != len(rows):
@@ -243,17 +247,14 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
             return
-        loss = float(logs["loss"])
-        if not math.isfinite(loss):
-            raise JobError(
-                "diverged",
-                f"the loss of step {state.global_step} is {loss}",
-                "lower train.learning_rate, or resume from the last checkpoint with other data",
-            )
+        loss, norm = float(logs["loss"]), float(logs.get("grad_norm", 0.0))
+        _refuse_diverged("loss", loss, state.global_step)
+        if not args.fp16:  # there the scaler skips such a step
+            _refuse_diverged("gradient norm", norm, state.global_step)
         self.progress.final_loss = loss
         self.emit(
             "step", step=state.global_step, total_steps=state.max_steps, epoch=round(state.epoch or 0, 4),
-            loss=loss, lr=float(logs.get("learning_rate", 0.0)), grad_norm=float(logs.get("grad_norm", 0.0)),
+            loss=loss, lr=float(logs.get("learning_rate", 0.0)), grad_norm=norm if math.isfinite(norm) else None,
             tokens=self._tokens, tokens_per_s=round(self._tokens / self._step_s, 1),
             step_s=round(self._step_s, 4), peak_gib=peak_gib(),
         )  # fmt: skip
@@ -284,6 +285,7 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
             plain = getattr(model, "module", model)
             # Not the stop's tick: a stop during training is agreed on at the end of the step.
             loss = held_out_loss(plain, self.held_out, self.job.eval.batch_size, self.pad, lambda: None)
+            _refuse_diverged("evaluation loss", loss, state.global_step)
             self.emit("eval_loss", step=state.global_step, loss=loss)
         loss = broadcast(loss)
         rule = self.job.train.early_stopping
@@ -312,6 +314,15 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
         every = self.job.train.checkpoint_steps
         by_clock = time.monotonic() - self._last_save >= self.job.train.checkpoint_minutes * 60
         return bool(broadcast(by_clock)) or bool(every and step % every == 0)
+
+
+def _refuse_diverged(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise JobError(
+            "diverged",
+            f"the {what} of step {step} is {value}",
+            "lower train.learning_rate, or resume from the last checkpoint with other data",
+        )
 
 
 def load_result(model: Any, folder: Path) -> None:
@@ -345,6 +356,12 @@ def peak_gib() -> float:
     """Most memory used so far in GiB: of the GPU by tensors, of a CPU process as resident set."""
     if torch.cuda.is_available():
         return round(float(torch.cuda.max_memory_allocated()) / 2**30, 3)
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        return round(float(psutil.Process().memory_info().peak_wset) / 2**30, 3)
     # Linux counts KiB, macOS bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)

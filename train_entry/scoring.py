@@ -53,7 +53,7 @@ def extraction(expected: Sequence[str], given: Sequence[str]) -> dict[str, Any]:
     fields = sorted({name for wanted, _ in pairs for name in (wanted or {})})
     return {
         "rows": len(pairs),
-        "exact_match": _mean([float(w is not None and w == g) for w, g in pairs]),
+        "exact_match": _mean([float(w is not None and _canonical(w) == _canonical(g)) for w, g in pairs]),
         "field_f1": _pair_f1(pairs, None),
         "per_field": {name: _pair_f1(pairs, name) for name in fields},
         "invalid_json": sum(g is None for _, g in pairs),
@@ -82,12 +82,17 @@ def _object(text: str) -> dict[str, Any] | None:
 def _pair_f1(pairs: Sequence[tuple[dict[str, Any] | None, dict[str, Any] | None]], only: str | None) -> float:
     hit = wanted_n = given_n = 0
     for wanted, given in pairs:
-        want = {(k, json.dumps(v, sort_keys=True)) for k, v in (wanted or {}).items() if only in (None, k)}
-        gave = {(k, json.dumps(v, sort_keys=True)) for k, v in (given or {}).items() if only in (None, k)}
+        want = {(k, _canonical(v)) for k, v in (wanted or {}).items() if only in (None, k)}
+        gave = {(k, _canonical(v)) for k, v in (given or {}).items() if only in (None, k)}
         hit += len(want & gave)
         wanted_n += len(want)
         given_n += len(gave)
     return 2 * hit / (wanted_n + given_n) if wanted_n + given_n else 0.0
+
+
+def _canonical(value: Any) -> str:
+    """Equal text for equal JSON; in Python 1 == True."""
+    return json.dumps(value, sort_keys=True)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -186,6 +186,10 @@ class LocalBackend:
         """Build the training environment if need be; its interpreter."""
         return self._environment.make(progress)
 
+    def run_here(self, module: str, code: Path, env: Mapping[str, str], secrets: Iterable[str]) -> Iterator[str]:
+        full = {**os.environ, **env, **self._secrets(secrets), "PYTHONPATH": str(code)}
+        yield from process.stream([str(self._environment.python()), "-m", module], full)
+
     def submit(self, plan: Plan) -> JobRef:
         ref = JobRef(self.name, SCOPE, plan.token)
         folder = self._jobs / plan.token

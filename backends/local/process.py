@@ -6,13 +6,18 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
 
+from launcher.errors import JobFailedError
 from train_entry.failure import write_atomic
+
+TAIL = 12
+"""Lines kept to tell why a process failed."""
 
 
 def start(command: Sequence[str], env: Mapping[str, str], folder: Path, log: Path, note: Path) -> None:
@@ -28,6 +33,33 @@ def start(command: Sequence[str], env: Mapping[str, str], folder: Path, log: Pat
             start_new_session=True,  # Ctrl-C in the terminal, or its end, is not the job's
         )
     remember(psutil.Process(process.pid), note)
+
+
+def stream(command: Sequence[str], env: Mapping[str, str]) -> Iterator[str]:
+    """Run `command` in the foreground; its lines as they come. It is stopped when the reader stops.
+
+    Raises JobFailedError with the last lines when it does not exit with 0.
+    """
+    tail: deque[str] = deque(maxlen=TAIL)
+    process = subprocess.Popen(
+        list(command), env=dict(env), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, encoding="utf-8", errors="replace",
+    )  # fmt: skip
+    output = process.stdout
+    assert output is not None
+    try:
+        for line in output:
+            tail.append(line.rstrip("\n"))
+            yield tail[-1]
+        if process.wait():
+            raise JobFailedError(
+                f"{' '.join(command[1:])} ended with status {process.returncode}", "launch doctor", log_tail=tail
+            )
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+        output.close()
 
 
 def remember(process: psutil.Process, note: Path) -> None:

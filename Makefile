@@ -1,0 +1,39 @@
+# Needs Python 3.11 or newer, make and git. Every target makes what it needs; nothing is installed elsewhere
+# than in .venv and in the cache folder (LAUNCH_CACHE_DIR).
+PYTHON ?= python3
+ifeq ($(OS),Windows_NT)
+BIN := .venv/Scripts
+else
+BIN := .venv/bin
+endif
+LAUNCH := $(BIN)/launch
+DEMO ?= demo
+
+.PHONY: demo test check bench clean
+
+$(BIN)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=...')"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(BIN)/.installed  ## fine-tune a real language model here and show it before and after
+	@test -e $(DEMO)/launch.yaml || $(LAUNCH) init $(DEMO)
+	$(LAUNCH) run $(DEMO)/launch.yaml --yes
+	@echo; echo "launch is $(BIN)/launch; to type it as it stands above: . $(BIN)/activate"
+
+test: $(BIN)/.installed  ## every test, with no way out of this machine
+	$(BIN)/python -m tests.run
+
+check: $(BIN)/.installed  ## style, types, import rules, lazy imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/unit/test_imports.py
+
+bench: $(BIN)/.installed  ## start-up and record, as ratios of one run
+	$(BIN)/python -m bench.startup
+	$(BIN)/python -m bench.record
+
+clean:
+	rm -rf .venv build dist

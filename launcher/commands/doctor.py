@@ -1,0 +1,45 @@
+"""launch doctor: is this machine ready?"""
+
+from __future__ import annotations
+
+import click
+
+from launcher.commands import options
+
+
+@click.command("doctor")
+@click.option("--fix", is_flag=True, help="Build the training environment if it is missing or broken.")
+@options.as_json
+def command(fix: bool, as_json: bool) -> None:
+    """Check this machine and every backend; each problem with its fix. Exit code 1 when something is wrong."""
+    import platform
+
+    from launcher import __version__, screen
+    from launcher.home import cache, home
+
+    client = options.make_client()
+    if fix:
+        console = screen.err()
+        client.here().prepare(lambda line: console.print(f"[dim]{line}[/dim]"))
+    found = client.check_backends()
+    wrong = [(name, p) for name, _, problems in found for p in problems]
+    machine = {
+        "finelaunch": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "record": str(home()),
+        "cache": str(cache()),
+    }
+    if as_json:
+        screen.print_json(
+            {
+                **machine,
+                "problems": [{"backend": n, "what": p.what, "fix": p.fix, "fatal": p.fatal} for n, p in wrong],
+            }
+        )
+    else:
+        console = screen.out()
+        console.print(screen.facts(machine.items()))
+        console.print(screen.backends_table(found))
+    if any(p.fatal for _, p in wrong):
+        raise click.exceptions.Exit(1)

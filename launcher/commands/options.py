@@ -1,0 +1,50 @@
+"""The options and arguments that several verbs share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from launcher.client import Client
+
+DEFAULT_JOB_FILE = "launch.yaml"
+
+
+def _complete_job(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from launcher.home import home
+    from launcher.store import Store
+
+    path = home() / "record.db"
+    return [record.id for record in Store(path).find(incomplete)] if path.exists() else []
+
+
+def _complete_backend(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from backends import registry
+
+    return [name for name in registry.names() if name.startswith(incomplete)]
+
+
+job_file = click.argument(
+    "job_file", type=click.Path(path_type=Path), default=DEFAULT_JOB_FILE, metavar="[JOB_FILE]"
+)
+backend = click.option(
+    "--backend", "-b", metavar="NAME", shell_complete=_complete_backend, help="Where to run; wins over the file."
+)
+sets = click.option(
+    "--set", "sets", multiple=True, metavar="PATH=VALUE", help="Override a field: --set train.epochs=5."
+)
+dry_run = click.option("--dry-run", is_flag=True, help="A few real steps, then stop: time, tokens/s, memory.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON with stable names.")
+job = click.argument("job", metavar="JOB", shell_complete=_complete_job)
+job_or_newest = click.argument("job", required=False, metavar="[JOB]", shell_complete=_complete_job)
+
+
+def make_client() -> Client:
+    """The client of this user's record."""
+    from launcher.client import Client
+    from launcher.home import home
+
+    return Client(home())

@@ -1,0 +1,70 @@
+"""launch run: check, plan, submit, follow."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from launcher.commands import options
+
+if TYPE_CHECKING:
+    from launcher.client import Planned
+
+
+@click.command("run")
+@options.job_file
+@options.backend
+@options.sets
+@options.dry_run
+@click.option("--detach", "-d", is_flag=True, help="Return when the job has started.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask before spending money.")
+@options.as_json
+def command(
+    job_file: Path,
+    backend: str | None,
+    sets: tuple[str, ...],
+    dry_run: bool,
+    detach: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Train what JOB_FILE (default: launch.yaml) says, and stay until it is done."""
+    from launcher import screen
+    from launcher.load import load_job
+    from launcher.outcome import describe, stay
+
+    client = options.make_client()
+    planned = client.plan(load_job(job_file, sets), job_file.absolute().parent, backend, dry_run)
+    console = screen.err()
+    if not as_json:
+        console.print(screen.plan_facts(planned))
+    for warning in planned.data.warnings if planned.data else ():
+        console.print(f"note: {warning}", style="yellow")
+    _confirm(planned, yes, as_json)
+    record = client.submit(planned, lambda line: console.print(f"[dim]{line}[/dim]"))
+    if as_json:
+        print(json.dumps({"event": "submitted", "id": record.id, "ref": record.ref}), flush=True)
+    if not detach:
+        stay(client, record.id, as_json)
+    elif as_json:
+        print(json.dumps({"event": "job", **describe(record)}, default=str), flush=True)
+    else:
+        screen.out().print(f"{record.id} started\n  launch watch {record.id}    follows it", soft_wrap=True)
+
+
+def _confirm(planned: Planned, yes: bool, as_json: bool) -> None:
+    """Ask before money is spent; a job that is known to be free is not asked about."""
+    from launcher import screen
+    from launcher.errors import ConfigError
+
+    estimate = planned.plan.estimate
+    if yes or estimate.high == 0:
+        return
+    price = screen.money({"low": estimate.low, "high": estimate.high})
+    if as_json or not sys.stdin.isatty():
+        raise ConfigError(f"this job costs money ({price}) and nobody can be asked", "add --yes to agree")
+    click.confirm(f"Cost: {price}. Start?", abort=True, err=True)

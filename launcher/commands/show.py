@@ -1,0 +1,43 @@
+"""launch show: everything about one job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from launcher.commands import options
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+
+@click.command("show")
+@options.job_or_newest
+@options.as_json
+def command(job: str | None, as_json: bool) -> None:
+    """Everything about JOB (default: the newest): figures before and after, cost, files."""
+    from launcher import screen
+    from launcher.outcome import describe, print_result
+
+    record = options.make_client().get(job)
+    if as_json:
+        screen.print_json(describe(record))
+        return
+    console = screen.out()
+    rows: list[tuple[str, str | Text]] = [
+        ("model", record.spec["model"]["id"]),
+        ("backend", record.backend),
+        ("created", record.created.astimezone().strftime("%Y-%m-%d %H:%M:%S")),
+        ("estimate", screen.money(record.estimate)),
+    ]
+    if record.reason:
+        rows.append(("reason", record.reason))
+    if record.resumes:
+        rows.append(("resumes", record.resumes))
+    if record.folder:
+        rows.append(("folder", record.folder))
+    console.print(screen.facts(rows))
+    print_result(record)
+    if record.artifacts:
+        console.print(screen.files_table(record.artifacts))

@@ -1,0 +1,1 @@
+"""Judging models beside the job itself."""

@@ -1,0 +1,202 @@
+"""Following a job: a live panel in a terminal, plain lines in a pipe."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from backends.base import JobStatus, LogLine
+from launcher.events import Event
+from launcher.screen import STATE_STYLE, span
+
+BARS = "▁▂▃▄▅▆▇█"
+RECENT = 8
+PLAIN_EVERY_S = 10.0
+PHASES = {
+    "setup": "setting up", "data": "reading data and model", "baseline": "judging the base model",
+    "train": "training", "evaluate": "judging the tuned model", "save": "saving",
+}  # fmt: skip
+
+
+@dataclass
+class Watched:
+    """What has been heard of a job so far."""
+
+    job_id: str
+    state: str = "STARTING"
+    phase: str | None = None
+    step: int = 0
+    total: int = 0
+    losses: list[float] = field(default_factory=list)
+    held_out: float | None = None
+    tokens_per_s: float | None = None
+    peak_gib: float | None = None
+    checkpoint: int | None = None
+    failure: str | None = None
+    recent_s: deque[float] = field(default_factory=lambda: deque(maxlen=20))
+    lines: deque[str] = field(default_factory=lambda: deque(maxlen=RECENT))
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds of training that are left at the recent pace; None before the first step."""
+        if not self.recent_s or self.step >= self.total:
+            return None
+        return (self.total - self.step) * sum(self.recent_s) / len(self.recent_s)
+
+    def hear(self, item: LogLine | Event | JobStatus) -> None:
+        """Take in one item of Client.follow."""
+        if isinstance(item, JobStatus):
+            self.state = item.state.value
+        elif isinstance(item, LogLine):
+            if item.text.strip():
+                self.lines.append(item.text)
+        else:
+            self._hear_event(item)
+
+    def _hear_event(self, event: Event) -> None:
+        fields = event.fields
+        if event.name == "phase":
+            self.phase = fields["name"]
+            self.state = "STARTING" if self.phase == "setup" else "RUNNING"
+        elif event.name == "step":
+            self.step, self.total = fields["step"], fields["total_steps"]
+            self.losses.append(fields["loss"])
+            self.tokens_per_s, self.peak_gib = fields["tokens_per_s"], fields["peak_gib"]
+            self.recent_s.append(fields["step_s"])
+        elif event.name == "eval_loss":
+            self.held_out = fields["loss"]
+        elif event.name in ("checkpoint", "resumed"):
+            self.checkpoint = fields["step"]
+        elif event.name == "failure":
+            self.failure = fields.get("hint")
+
+
+def sparkline(values: list[float], width: int) -> str:
+    """`values` as a line of at most `width` blocks, lowest to highest of what is shown."""
+    if not values or width < 1:
+        return ""
+    if len(values) > width:
+        # Means of equal shares, so that the whole run stays in view.
+        edges = [round(i * len(values) / width) for i in range(width + 1)]
+        values = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+    low, high = min(values), max(values)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BARS[round((v - low) * scale)] for v in values)
+
+
+def follow(items: Iterable[LogLine | Event | JobStatus], job_id: str, console: Console) -> Watched:
+    """Show `items` until they end; what was heard. KeyboardInterrupt passes through."""
+    seen = Watched(job_id)
+    if console.is_terminal:
+        _follow_live(items, seen, console)
+    else:
+        _follow_plain(items, seen, console)
+    return seen
+
+
+def _follow_live(items: Iterable[LogLine | Event | JobStatus], seen: Watched, console: Console) -> None:
+    began = time.monotonic()
+
+    def render() -> RenderableType:
+        return panel(seen, time.monotonic() - began, console.width)
+
+    with Live(get_renderable=render, console=console, refresh_per_second=4, transient=True):
+        for item in items:
+            seen.hear(item)
+
+
+def _follow_plain(items: Iterable[LogLine | Event | JobStatus], seen: Watched, console: Console) -> None:
+    """A line a phase, and one for the steps of every few seconds."""
+    last = 0.0
+    for item in items:
+        seen.hear(item)
+        line = None
+        if isinstance(item, LogLine):
+            line = item.text
+        elif isinstance(item, Event) and item.name == "step":
+            if time.monotonic() - last >= PLAIN_EVERY_S or seen.step in (1, seen.total):
+                last = time.monotonic()
+                line = _step_line(seen)
+        elif isinstance(item, Event):
+            line = as_words(item)
+        if line:
+            console.print(Text(line), soft_wrap=True)
+
+
+def as_words(event: Event) -> str | None:
+    """An event as a line for a person; None when other output says the same."""
+    fields = event.fields
+    if event.name == "step":
+        return f"step {fields['step']}/{fields['total_steps']}  loss {fields['loss']:.3f}"
+    if event.name == "phase":
+        return PHASES.get(fields["name"], str(fields["name"]))
+    if event.name == "data":
+        cut = f", {fields['dropped']} dropped, {fields['truncated']} cut"
+        some = cut if fields["dropped"] or fields["truncated"] else ""
+        return f"{fields['train_rows']} training rows ({fields['train_tokens']} tokens){some}"
+    if event.name == "eval_loss":
+        return f"step {fields['step']}  held-out loss {fields['loss']:.3f}"
+    if event.name == "checkpoint":
+        return f"checkpoint at step {fields['step']}"
+    if event.name == "resumed":
+        return f"going on from the checkpoint of step {fields['step']}"
+    if event.name == "stopped" and fields["reason"] != "dry_run":
+        return f"stopped ({fields['reason']})"
+    return None
+
+
+def panel(seen: Watched, elapsed_s: float, width: int) -> RenderableType:
+    """The live view at this moment, `width` columns wide."""
+    head = Text.assemble(
+        (seen.job_id, "bold"), "  ", (seen.state, STATE_STYLE.get(seen.state, "")), "  ",
+        PHASES.get(seen.phase or "", seen.phase or "starting"), "  ", (span(elapsed_s), "dim"),
+    )  # fmt: skip
+    parts: list[RenderableType] = [head]
+    if seen.total:
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column(no_wrap=True)
+        bar.add_column(ratio=1)
+        bar.add_column(no_wrap=True, justify="right")
+        left = f"{span(seen.eta_s)} left" if seen.eta_s is not None else "trained"
+        bar.add_row(
+            f"step {seen.step}/{seen.total}",
+            ProgressBar(total=seen.total, completed=seen.step),
+            f"{100 * seen.step // seen.total}%  {left}",
+        )
+        parts.append(bar)
+        parts.append(
+            Text.assemble(
+                ("loss ", "dim"), f"{seen.losses[-1]:.3f} ", (sparkline(seen.losses, min(40, width - 40)), "cyan")
+            )
+        )
+        parts.append(_speed_line(seen))
+    for line in list(seen.lines)[-3:]:
+        parts.append(Text(line, style="dim", overflow="ellipsis", no_wrap=True))
+    parts.append(Text("Ctrl-C detaches; the job goes on", style="dim italic"))
+    return Group(*parts)
+
+
+def _speed_line(seen: Watched) -> Text:
+    line = Text()
+    line.append(f"{seen.tokens_per_s:.0f} tokens/s", style="bold")
+    if seen.peak_gib is not None:
+        line.append(f"   {seen.peak_gib:.1f} GiB", style="dim")
+    if seen.held_out is not None:
+        line.append(f"   held-out loss {seen.held_out:.3f}")
+    if seen.checkpoint is not None:
+        line.append(f"   checkpoint at step {seen.checkpoint}", style="dim")
+    return line
+
+
+def _step_line(seen: Watched) -> str:
+    left = f", {span(seen.eta_s)} left" if seen.eta_s is not None else ""
+    return f"step {seen.step}/{seen.total}  loss {seen.losses[-1]:.3f}  {seen.tokens_per_s:.0f} tokens/s{left}"

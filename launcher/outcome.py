@@ -1,0 +1,137 @@
+"""Staying with a job until it ends, and what is said then; run, resume and watch share it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from backends.base import JobStatus, LogLine
+from launcher import screen
+from launcher.client import Client
+from launcher.errors import JobFailedError
+from launcher.events import Event
+from launcher.live import follow
+from launcher.store import JobRecord
+
+TAIL = 12
+
+
+def stay(client: Client, job_id: str, as_json: bool, from_start: bool = True) -> None:
+    """Follow the job to its end and print the result.
+
+    Raises JobFailedError when it failed or was cancelled. Ctrl-C detaches: prints how to come back, then
+    raises KeyboardInterrupt; the job goes on.
+    """
+    console = screen.err()
+    items = client.follow(job_id, from_start=from_start)
+    try:
+        if as_json:
+            _follow_json(items)
+        else:
+            follow(items, job_id, console)
+    except KeyboardInterrupt:
+        console.print(f"\ndetached; {job_id} goes on", style="bold")
+        console.print(f"  launch watch {job_id}    follows it again")
+        console.print(f"  launch cancel {job_id}   checkpoints and stops it")
+        raise
+    record = client.get(job_id)
+    if as_json:
+        print(json.dumps({"event": "job", **describe(record)}, default=str), flush=True)
+    _raise_if_failed(client, record)
+    if not as_json:
+        print_result(record)
+
+
+def describe(record: JobRecord) -> dict[str, Any]:
+    """A job as JSON: the stable names that `show --json` promises."""
+    return {
+        "id": record.id,
+        "name": record.name,
+        "state": record.state,
+        "reason": record.reason,
+        "backend": record.backend,
+        "ref": record.ref,
+        "created": record.created.isoformat(),
+        "started": record.started.isoformat() if record.started else None,
+        "ended": record.ended.isoformat() if record.ended else None,
+        "interruptions": record.interruptions,
+        "resumes": record.resumes,
+        "folder": record.folder,
+        "model": record.spec["model"]["id"],
+        "task": record.spec["task"],
+        "data": dict(record.data),
+        "evaluation": dict(record.evaluation),
+        "estimate": dict(record.estimate),
+        "actual": dict(record.actual),
+        "artifacts": [dict(a) for a in record.artifacts],
+    }
+
+
+def print_result(record: JobRecord) -> None:
+    """Figures before and after, time, where the artifact is, what to type next."""
+    console = screen.out()
+    actual = record.actual
+    console.print(screen.facts([("job", record.id), ("state", screen.state(record.state)), *_took(record)]))
+    figures = screen.figures_table(record.evaluation)
+    if figures is not None:
+        console.print(figures)
+    matrix = screen.confusion_table(record.evaluation.get("tuned") or {})
+    if matrix is not None:
+        console.print(matrix)
+    if not record.artifacts:
+        if actual.get("steps") and record.spec["train"]["dry_run_steps"]:
+            console.print("dry run: the steps were real; nothing was kept.  Next: launch run", style="bold")
+        return
+    where = f"{record.folder}/artifact" if record.folder else f"launch fetch {record.id}"
+    console.print(f"artifact  {where}", style="bold", soft_wrap=True)
+    for command, what in (
+        (f"launch show {record.id}", "everything about it"),
+        (f"launch fetch {record.id} --to DIR", "a verified copy of the artifact"),
+        (f"launch eval {record.id} --data FILE", "judge it on other rows"),
+    ):
+        console.print(f"  {command}", "", f"[dim]{what}[/dim]", soft_wrap=True)
+
+
+def _took(record: JobRecord) -> list[tuple[str, str]]:
+    actual = record.actual
+    rows = []
+    if actual.get("seconds") is not None:
+        rows.append(("time", screen.span(actual["seconds"])))
+    if actual.get("train_s"):
+        speed = f", {actual['tokens_per_s']:.0f} tokens/s" if actual.get("tokens_per_s") else ""
+        per_step = actual["train_s"] / actual["steps"]
+        rows.append(
+            ("training", f"{actual['steps']} steps in {screen.span(actual['train_s'])}"
+             f" ({per_step:.2f} s a step{speed})")
+        )  # fmt: skip
+    if actual.get("peak_gib"):
+        rows.append(("memory", f"{actual['peak_gib']:.1f} GiB at most"))
+    if actual.get("cost") is not None:
+        rows.append(("cost", f"${actual['cost']}"))
+    return rows
+
+
+def _follow_json(items: Iterator[LogLine | Event | JobStatus]) -> None:
+    """Every event as a JSON line, and every change of state."""
+    for item in items:
+        if isinstance(item, Event):
+            print(json.dumps(item.as_json(), ensure_ascii=False), flush=True)
+        elif isinstance(item, JobStatus):
+            body = {"event": "state", "state": item.state.value, "reason": item.reason}
+            print(json.dumps(body), flush=True)
+
+
+def _raise_if_failed(client: Client, record: JobRecord) -> None:
+    if record.state == "SUCCEEDED":
+        return
+    if record.state == "CANCELLED":
+        raise JobFailedError(f"{record.id} was cancelled", f"launch resume {record.id} goes on")
+    failure = next((e.fields for e in reversed(client.events(record.id)) if e.name == "failure"), None)
+    tail = [line.text for line in client.log_lines(record.id) if "::launch::" not in line.text][-TAIL:]
+    hint = f"{failure['hint']}; " if failure and failure.get("hint") else ""
+    raise JobFailedError(
+        f"{record.id} failed: {record.reason}",
+        f"{hint}launch logs {record.id} shows all of it; launch resume {record.id} goes on from its checkpoints",
+        log_tail=tail,
+    )

@@ -1,0 +1,238 @@
+"""What a person sees: tables and lines through rich, on any width, without colour where it is not wanted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from backends.base import Problem
+from launcher.client import Planned
+from launcher.store import JobRecord
+
+STATE_STYLE = {
+    "QUEUED": "yellow", "STARTING": "yellow", "SUBMITTING": "yellow", "RUNNING": "cyan", "SUCCEEDED": "green",
+    "FAILED": "red", "CANCELLED": "magenta", "UNKNOWN": "yellow",
+}  # fmt: skip
+FIGURES = ("accuracy", "macro_f1", "exact_match", "field_f1", "rouge_l")
+FIGURE_NAMES = {
+    "accuracy": "accuracy", "macro_f1": "macro-F1", "exact_match": "exact match", "field_f1": "field F1",
+    "rouge_l": "ROUGE-L",
+}  # fmt: skip
+
+
+def out() -> Console:
+    """Results: stdout."""
+    return Console(highlight=False, soft_wrap=False)
+
+
+def err() -> Console:
+    """Progress and remarks: stderr, so that stdout can be piped."""
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout, as plain text."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str), flush=True)
+
+
+def state(text: str) -> Text:
+    return Text(text, style=STATE_STYLE.get(text, ""))
+
+
+def ago(moment: datetime, now: datetime | None = None) -> str:
+    """'12s ago', '5m ago', '3h ago', '2d ago'."""
+    seconds = max(0, int(((now or datetime.now(UTC)) - moment).total_seconds()))
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds // size}{unit} ago"
+    return f"{seconds}s ago"
+
+
+def span(seconds: float | None) -> str:
+    """'42s', '3m 07s', '2h 05m'; '-' when unknown."""
+    if seconds is None:
+        return "-"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+
+
+def money(estimate: Mapping[str, Any]) -> str:
+    """'$0', '$3.10 to $4.80', 'unknown'."""
+    low, high = estimate.get("low"), estimate.get("high")
+    if low is None or high is None:
+        return "unknown"
+    if Decimal(low) == Decimal(high):
+        return f"${Decimal(low):f}"
+    return f"${Decimal(low):.2f} to ${Decimal(high):.2f}"
+
+
+def size(count: int) -> str:
+    """'17 B', '4.2 KiB', '19.0 MiB', '1.3 GiB'."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} GiB"
+
+
+def facts(pairs: Iterable[tuple[str, str | Text]]) -> Table:
+    """Names and values, one a line."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in pairs:
+        table.add_row(name, value)
+    return table
+
+
+def plan_facts(planned: Planned) -> Table:
+    """A plan for a person: what, on what, where, what it costs, what goes along."""
+    plan, data = planned.plan, planned.data
+    job, offer = plan.job, plan.offer
+    how = f"{job.method}, {job.tuning.kind}"
+    if job.tuning.kind != "full":
+        how += f" r {job.tuning.r}"
+    steps = f"{job.train.epochs:g} epochs"
+    if job.train.max_steps:
+        steps += f", at most {job.train.max_steps} steps"
+    if job.train.dry_run_steps:
+        steps = f"dry run: {job.train.dry_run_steps} steps"
+    rows: list[tuple[str, str | Text]] = [
+        ("job", plan.token),
+        ("model", job.model.id),
+        ("training", f"{how}; {steps}, batch {job.train.batch_size}"),
+    ]
+    if data is None:
+        rows.append(("data", f"{job.data.train} (checked where it runs)"))
+    else:
+        held = "held out by seed" if data.eval_from == "split" else "evaluation file"
+        rows.append(("data", f"{data.train_rows} training rows, {data.eval_rows} rows ({held})"))
+        if data.labels:
+            rows.append(("labels", _some_labels(data.labels)))
+    rows += [
+        ("where", f"{offer.backend}: {offer.instance_type}"),
+        ("cost", money({"low": plan.estimate.low, "high": plan.estimate.high})),
+        ("bundle", f"{len(plan.bundle.files)} files, {size(plan.bundle.size)}, {plan.bundle.sha256[:12]}"),
+    ]
+    if job.resources.max_hours:
+        rows.append(("at most", f"{job.resources.max_hours:g} hours"))
+    return facts(rows)
+
+
+def jobs_table(records: Sequence[JobRecord]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("JOB", overflow="fold")
+    table.add_column("STATE", no_wrap=True)
+    table.add_column("BACKEND", no_wrap=True)
+    table.add_column("MODEL", overflow="ellipsis", no_wrap=True)
+    table.add_column("RESULT", no_wrap=True)
+    table.add_column("CREATED", no_wrap=True)
+    for record in records:
+        table.add_row(
+            record.id, state(record.state), record.backend, record.spec["model"]["id"], _headline(record),
+            ago(record.created),
+        )  # fmt: skip
+    return table
+
+
+def figures_table(evaluation: Mapping[str, Any]) -> Table | None:
+    """Baseline against tuned, one line a figure; None when nothing was judged."""
+    before, after = evaluation.get("baseline") or {}, evaluation.get("tuned") or {}
+    if not (before or after):
+        return None
+    rows = (after or before)["rows"]
+    table = Table(title=f"on {rows} held-out rows", title_justify="left", title_style="dim", header_style="bold")
+    table.add_column("")
+    for name in ("baseline", "tuned", "change"):
+        table.add_column(name, justify="right")
+    for group, label in ((None, ""), ("generation", ", answering freely")):
+        b = before if group is None else before.get(group) or {}
+        a = after if group is None else after.get(group) or {}
+        named = label or (", choosing a label" if "generation" in (after or before) else "")
+        for figure in FIGURES:
+            if figure in b or figure in a:
+                table.add_row(f"{FIGURE_NAMES[figure]}{named}", *_change(b.get(figure), a.get(figure)))
+    for figure, value in (after.get("scorer") or before.get("scorer") or {}).items():
+        table.add_row(f"scorer: {figure}", *_change((before.get("scorer") or {}).get(figure), value))
+    return table
+
+
+def confusion_table(metrics: Mapping[str, Any]) -> Table | None:
+    """The confusion matrix of one evaluation: a row an expected label, a column an answer."""
+    matrix = metrics.get("confusion_matrix")
+    if not matrix or len(matrix["labels"]) > 12:
+        return None
+    table = Table(title="expected (rows) and answered (columns), tuned", title_justify="left", title_style="dim")
+    table.add_column("")
+    for column in matrix["columns"]:
+        table.add_column(column, justify="right")
+    table.add_column("F1", justify="right", style="dim")
+    for label, row in zip(matrix["labels"], matrix["rows"], strict=True):
+        cells = [
+            Text(str(n), style="green bold" if c == label else ("red" if n else "dim"))
+            for c, n in zip(matrix["columns"], row, strict=True)
+        ]
+        table.add_row(label, *cells, f"{metrics['per_class'][label]['f1']:.2f}")
+    return table
+
+
+def files_table(files: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("FILE", overflow="fold")
+    table.add_column("SIZE", justify="right", no_wrap=True)
+    table.add_column("SHA256", no_wrap=True, style="dim")
+    for file in files:
+        table.add_row(file["path"], size(file["size"]), file["sha256"][:12])
+    return table
+
+
+def backends_table(found: Sequence[tuple[str, str, Sequence[Problem]]]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("BACKEND", no_wrap=True)
+    table.add_column("READY", no_wrap=True)
+    table.add_column("WHAT", overflow="fold")
+    for name, summary, problems in found:
+        ready = Text("no", style="red") if any(p.fatal for p in problems) else Text("yes", style="green")
+        lines = Text(summary)
+        for problem in problems:
+            lines.append(f"\n{problem.what}", style="red" if problem.fatal else "yellow")
+            lines.append(f"\n  -> {problem.fix}")
+        table.add_row(name, ready, lines)
+    return table
+
+
+def _some_labels(labels: Mapping[str, int]) -> str:
+    shown = [f"{name} {count}" for name, count in list(labels.items())[:6]]
+    return ", ".join(shown) + (f", and {len(labels) - 6} more" if len(labels) > 6 else "")
+
+
+def _headline(record: JobRecord) -> str:
+    """'macro-F1 0.12 -> 0.71' from the first figure that there is."""
+    before, after = record.evaluation.get("baseline") or {}, record.evaluation.get("tuned") or {}
+    for figure in ("macro_f1", "field_f1", "rouge_l"):
+        if figure in after:
+            first = f"{before[figure]:.2f} -> " if figure in before else ""
+            return f"{FIGURE_NAMES[figure]} {first}{after[figure]:.2f}"
+    return ""
+
+
+def _change(before: float | None, after: float | None) -> tuple[str, str, Text]:
+    def cell(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    if before is None or after is None:
+        return cell(before), cell(after), Text("-")
+    delta = after - before
+    return cell(before), cell(after), Text(f"{delta:+.3f}", style="green" if delta > 0 else "red")
