@@ -68,7 +68,7 @@ class Entry:
             set_names(job.secrets)
             self.install_missing()
             code = PREEMPTED if self.stop_file.exists() else self.start()
-        except (JobError, JobFileError, OSError) as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it was, failure.json must say it
             error = JobError("config", str(exc)) if isinstance(exc, JobFileError) else classify(exc)
             write_failure(self.outputs, error, exc)
             say(mask(f"failed ({error.kind}): {error.message}"), sys.stderr)
@@ -115,10 +115,9 @@ class Entry:
             self.forward()
         assert self.child.stdout is not None
         for line in self.child.stdout:
+            shown = mask(line.decode(errors="surrogateescape"))
             try:
-                sys.stdout.buffer.write(
-                    mask(line.decode(errors="surrogateescape")).encode(errors="surrogateescape")
-                )
+                sys.stdout.buffer.write(shown.encode(errors="surrogateescape"))
                 sys.stdout.buffer.flush()
             except BrokenPipeError:  # whoever read the log is gone; the job is not
                 hush(sys.stdout)
@@ -131,14 +130,12 @@ class Entry:
         """SIGTERM: leave the stop file for ranks that are still starting, and signal those that run."""
         with contextlib.suppress(FileNotFoundError):  # the job is done and has tidied up
             self.stop_file.touch()
-        pids = [int(p.read_text()) for p in self.work.glob("rank-*.pid")]
         if self.child is not None and self.direct:
-            pids = [self.child.pid]
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGTERM)
-            except (OSError, ValueError):
-                continue
+            self.child.send_signal(signal.SIGTERM)
+            return
+        for note in self.work.glob("rank-*.pid"):
+            with contextlib.suppress(OSError):
+                os.kill(int(note.read_text()), signal.SIGTERM)
 
     def tell_failure(self, code: int) -> None:
         """The failure event: what the ranks left in failure.json, or what the exit status says."""
@@ -154,10 +151,9 @@ class Entry:
                 error = JobError("error", f"the training process ended with status {code}", "see the log")
             write_failure(self.outputs, error, None)
         failure = json.loads(path.read_text(encoding="utf-8"))
+        told = {k: failure[k] for k in ("kind", "message", "hint")}
         # A new writer: the ranks have numbered events of this run too.
-        EventWriter(self.outputs / "events.jsonl", self.run).emit(
-            "failure", **{k: failure[k] for k in ("kind", "message", "hint")}
-        )
+        EventWriter(self.outputs / "events.jsonl", self.run).emit("failure", **told)
 
 
 def missing_packages(requirements: str) -> list[str]:

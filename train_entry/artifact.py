@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +32,25 @@ def write_artifact(
         tokenizer.save_pretrained(building / "merged")
     write_atomic(building / "metrics.json", json.dumps(metrics, indent=1).encode())
     shutil.copyfile(job_file, building / "job.json")
-    lines = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions)
-    write_atomic(building / "predictions.jsonl", lines.encode())
+    write_predictions(building / "predictions.jsonl", predictions)
     write_atomic(building / "README.md", model_card(job, metrics).encode())
     shutil.rmtree(target, ignore_errors=True)
     building.rename(target)
     return target
 
 
-def list_files(folder: Path) -> list[dict[str, Any]]:
-    """{path, size, sha256} of every file, paths relative to the output folder."""
+def list_files(outputs: Path, paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """{path, size, sha256} of the files, paths relative to the output folder."""
     return [
-        {
-            "path": path.relative_to(folder.parent).as_posix(),
-            "size": path.stat().st_size,
-            "sha256": sha256_of(path),
-        }
-        for path in sorted(p for p in folder.rglob("*") if p.is_file())
+        {"path": path.relative_to(outputs).as_posix(), "size": path.stat().st_size, "sha256": sha256_of(path)}
+        for path in sorted(p for p in paths if p.is_file())
     ]
+
+
+def write_predictions(path: Path, predictions: Sequence[Mapping[str, Any]]) -> None:
+    """One JSON line a judged row, whole or not at all."""
+    lines = "".join(json.dumps(p, ensure_ascii=False) + "\n" for p in predictions)
+    write_atomic(path, lines.encode())
 
 
 def prediction_rows(

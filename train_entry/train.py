@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from train_entry.checkpoint import Checkpoint, newest_complete
 from train_entry.config import TrainJob, fingerprint, read_job
 from train_entry.data import Dataset, judged_rows, load_dataset
-from train_entry.events import from_environment
-from train_entry.failure import classify, write_atomic, write_failure
+from train_entry.events import from_environment, say
+from train_entry.failure import JobError, classify, write_atomic, write_failure
+from train_entry.masking import mask
 from train_entry.stop import PREEMPTED, Stopped, StopWatch
 
 if TYPE_CHECKING:
@@ -48,28 +49,38 @@ class Context:
 
 def main() -> int:
     """Run the job in the folders named by LAUNCH_INPUT_DIR, LAUNCH_OUTPUT_DIR and LAUNCH_CHECKPOINT_DIR."""
+    checkpoints = Path(os.environ["LAUNCH_CHECKPOINT_DIR"])
+    return guarded(lambda outputs: _run(context(outputs, checkpoints)))
+
+
+def guarded(run: Callable[[Path], int]) -> int:
+    """The exit status of run(LAUNCH_OUTPUT_DIR); what goes wrong stands in failure.json there."""
     outputs = Path(os.environ["LAUNCH_OUTPUT_DIR"])
     try:
-        return _run(_context(outputs))
+        return run(outputs)
     except Stopped:
         return PREEMPTED
     except BaseException as exc:  # noqa: BLE001 - whatever it was, failure.json must say it
         import traceback
 
+        follower = int(os.environ.get("RANK", "0")) > 0 and not isinstance(exc, JobError)
+        if follower and (outputs / ".work" / "stop").exists():
+            return PREEMPTED  # rank 0 has stopped first, and the connection to it broke
         error = classify(exc)
-        traceback.print_exc()
-        write_failure(outputs, error, exc)
-        print(f"failed ({error.kind}): {error.message}", file=sys.stderr)
+        say(mask(traceback.format_exc()), sys.stderr)
+        if not (follower and (outputs / "failure.json").exists()):  # the first to fail knows the cause
+            write_failure(outputs, error, exc)
+        say(mask(f"failed ({error.kind}): {error.message}"), sys.stderr)
         return 1
 
 
-def _context(outputs: Path) -> Context:
+def context(outputs: Path, checkpoints: Path) -> Context:
+    """Read the job and take this rank's place; from here on a signal is noted, not fatal."""
     work = outputs / ".work"
     work.mkdir(parents=True, exist_ok=True)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    # Before anything slow: from here on a signal is noted, not fatal.
-    stop = StopWatch(work / "stop")
-    (work / f"rank-{rank}.pid").write_text(str(os.getpid()))
+    stop = StopWatch(work / "stop")  # before anything slow
+    write_atomic(work / f"rank-{rank}.pid", str(os.getpid()).encode())
     inputs = Path(os.environ["LAUNCH_INPUT_DIR"])
     job = read_job(inputs / "job.json")
     stop.set_limit(job.max_hours)
@@ -81,8 +92,8 @@ def _context(outputs: Path) -> Context:
     torch.set_num_threads(int(os.environ.get("LAUNCH_THREADS") or max(1, _cores() // ranks_here)))
     emit = from_environment().emit if rank == 0 else _silent
     return Context(
-        job=job, inputs=inputs, outputs=outputs, checkpoints=Path(os.environ["LAUNCH_CHECKPOINT_DIR"]),
-        work=work, rank=rank, world=world, device=device, emit=emit, stop=stop,
+        job=job, inputs=inputs, outputs=outputs, checkpoints=checkpoints, work=work, rank=rank, world=world,
+        device=device, emit=emit, stop=stop,
     )  # fmt: skip
 
 
@@ -99,10 +110,11 @@ def _run(at: Context) -> int:
     if at.first:
         loop.barrier()
     data = load_dataset(at.job, at.inputs, tokenizer)
-    _emit_data(at, data)
+    emit_data(at, data)
     _check_stop(at)
     parts = {**at.job.fingerprint_parts(), "data.sha256": data.sha256}
-    found = newest_complete(at.checkpoints, parts)
+    # A dry run measures from the first step, whatever an earlier job has left.
+    found = None if at.job.train.dry_run_steps else newest_complete(at.checkpoints, parts)
     _check_stop(at)
     model = load_base(at.job, at.inputs, at.device)
     _check_stop(at)
@@ -122,7 +134,7 @@ def _run(at: Context) -> int:
     return 0
 
 
-def _emit_data(at: Context, data: Dataset) -> None:
+def emit_data(at: Context, data: Dataset) -> None:
     at.emit(
         "data", train_rows=len(data.train), eval_rows=len(data.held_out),
         train_tokens=sum(map(len, data.train)), dropped=data.dropped, truncated=data.truncated,
@@ -137,14 +149,15 @@ def _baseline(
     from train_entry.loop import barrier
 
     kept = at.checkpoints / "baseline.json"
-    # What the figures depend on: the job, and how it is judged.
-    mark = fingerprint({**parts, "eval": repr(at.job.eval)})
+    # What the figures depend on: the job, how it is judged, and the rows.
+    judged = [(e.prompt, e.completion) for e in judged_rows(at.job, data)]
+    mark = fingerprint({**parts, "eval": repr(at.job.eval), "rows": repr(judged)})
     found: dict[str, Any] | None = None
     if at.first:
         found = _kept_baseline(kept, mark)
         if found is None:
             at.emit("phase", name="baseline")
-            metrics, answers = _judge(at, model, tokenizer, data)
+            metrics, answers = judge_rows(at, model, tokenizer, data)
             found = {"mark": mark, "metrics": metrics, "answers": answers}
             write_atomic(kept, json.dumps(found).encode())
         at.emit("eval", which="baseline", metrics=found["metrics"])
@@ -203,7 +216,7 @@ def _finish(
         tuned = answers = None
         if at.job.eval.tuned:
             at.emit("phase", name="evaluate")
-            tuned, answers = _judge(at, model, tokenizer, data)
+            tuned, answers = judge_rows(at, model, tokenizer, data)
             at.emit("eval", which="tuned", metrics=tuned)
         at.emit("phase", name="save")
         figures = _train_figures(callback)
@@ -223,12 +236,13 @@ def _finish(
             judged_rows(at.job, data), baseline["answers"] if baseline else None, answers
         )
         path = write_artifact(at.outputs, model, tokenizer, at.job, at.inputs / "job.json", metrics, predictions)
-        at.emit("done", **figures, artifact=path.name, files=list_files(path))
+        at.emit("done", **figures, artifact=path.name, files=list_files(at.outputs, path.rglob("*")))
     _wait_for_first(at, barrier)
     shutil.rmtree(at.work, ignore_errors=True)
 
 
-def _judge(at: Context, model: Any, tokenizer: Any, data: Dataset) -> tuple[dict[str, Any], list[str]]:
+def judge_rows(at: Context, model: Any, tokenizer: Any, data: Dataset) -> tuple[dict[str, Any], list[str]]:
+    """(metrics, answers) of the model on the rows that are judged. Raises Stopped between batches."""
     from train_entry.evaluate import judge
 
     rows = judged_rows(at.job, data)
