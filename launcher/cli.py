@@ -56,8 +56,8 @@ class Verbs(DefaultGroup):  # type: ignore[misc]
         if name not in TABLE:
             if not name.startswith("-"):
                 self._refuse_unknown(ctx, name)
-            # The parent class turns an unknown first word into the default verb's first argument.
-            return super().get_command(ctx, name)  # type: ignore[no-any-return]
+            ctx.arg0 = name  # type: ignore[attr-defined]  # DefaultGroup makes it the default verb's first argument
+            name = DEFAULT
         command = importlib.import_module(f"launcher.commands.{name}").command
         assert isinstance(command, click.Command)
         if not any("--debug" in p.opts for p in command.params):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
@@ -18,8 +18,12 @@ NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"
 ENV_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 
 
+SHORTHAND: dict[str, str] = {"model": "id", "tuning": "kind"}
+"""Section -> the key that a bare text stands for: `tuning: qlora` is `tuning: {kind: qlora}`."""
+
+
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class Resources(_Part):
@@ -45,9 +49,12 @@ class Resources(_Part):
     """Instance types to try next, in order, when the first has no capacity."""
 
 
-def _from_text(key: str) -> BeforeValidator:
-    """Accept `section: text` for `section: {key: text}`."""
-    return BeforeValidator(lambda v: {key: v} if isinstance(v, str) else v, json_schema_input_type=Any)
+def _from_text(section: str, kind: type) -> BeforeValidator:
+    """Accept the section's shorthand for a mapping."""
+    key = SHORTHAND[section]
+    return BeforeValidator(
+        lambda v: {key: v} if isinstance(v, str) else v, json_schema_input_type=get_type_hints(kind)[key] | kind
+    )
 
 
 EnvName = Annotated[str, StringConstraints(pattern=ENV_PATTERN)]
@@ -58,7 +65,7 @@ class JobSpec(_Part):
 
     name: str = Field(pattern=NAME_PATTERN)
     """Lower-case letters, digits and dashes, at most 40."""
-    model: Annotated[Model, _from_text("id")]
+    model: Annotated[Model, _from_text("model", Model)]
     """Base model: an id or path, or a mapping with more."""
     task: Task
     """What the answers are: a label of a closed set, a JSON object, or free text."""
@@ -66,7 +73,7 @@ class JobSpec(_Part):
     """Training and evaluation rows."""
     method: Method = "sft"
     """Supervised fine-tuning."""
-    tuning: Annotated[Tuning, _from_text("kind")] = Tuning()
+    tuning: Annotated[Tuning, _from_text("tuning", Tuning)] = Tuning()
     """Which weights learn: lora, qlora or full, or a mapping with more."""
     train: Train = Train()
     """Optimisation."""
@@ -91,18 +98,21 @@ class JobSpec(_Part):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        """Refuse combinations that can't work: a line each, the path of the field at fault first."""
+        problems = []
         if self.tuning.kind == "full" and self.tuning.dora:
-            raise ValueError("tuning.dora needs an adapter: tuning.kind lora or qlora, not full")
+            problems.append("tuning.dora needs an adapter: tuning.kind lora or qlora, not full")
         if self.tuning.kind == "qlora" and self.output.merged:
-            raise ValueError(
+            problems.append(
                 "output.merged can't merge into a 4-bit base: use tuning.kind lora, or leave output.merged out"
             )
         if self.task != "classification" and self.eval.labels:
-            raise ValueError(f"eval.labels is for task classification, and the task is {self.task}")
+            problems.append(f"eval.labels is for task classification, and the task is {self.task}")
         if self.train.micro_batch and self.train.micro_batch > self.train.batch_size:
-            raise ValueError("train.micro_batch is above train.batch_size")
-        if doubled := set(self.env) & set(self.secrets):
-            raise ValueError(f"{sorted(doubled)[0]} stands in env and in secrets")
+            problems.append("train.micro_batch is above train.batch_size")
+        problems += [f"env.{name} also stands in secrets" for name in sorted(set(self.env) & set(self.secrets))]
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
 

@@ -18,8 +18,9 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 Key = tuple[str | int, ...]
 """Where a value stands: mapping keys and list indices from the top."""
 
-MAX_VALUES = 100_000
+MAX_VALUES = 20_000
 MAX_DEPTH = 40
+NO_NUMBER = "is not a number that can be sent; quote it if it is a text"
 
 _TAG = "tag:yaml.org,2002:"
 _CORE = {
@@ -36,6 +37,13 @@ class _Loader(yaml.SafeLoader):
     """Composes nodes; knows the implicit types of _CORE and no others."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 - the base class wants an attribute of this name
+    _composed = 0
+
+    def compose_node(self, parent: Node | None, index: int) -> Node | None:
+        self._composed += 1
+        if self._composed > MAX_VALUES:
+            raise YamlError(int(self.line) + 1, f"it holds more than {MAX_VALUES} values")
+        return super().compose_node(parent, index)
 
 
 for _name, _pattern in _CORE.items():
@@ -88,6 +96,19 @@ def parse_yaml(text: str, native: Collection[str] = (), at: Key = ()) -> Documen
     return Document(value=value, lines=builder.lines, findings=tuple(builder.findings))
 
 
+def plain_scalar(text: str, native: bool) -> Any:
+    """What an unquoted text on one line is: None, text or (native) a bool, int or float. Raises YamlError."""
+    kind = next((name for name, pattern in _CORE.items() if re.fullmatch(pattern, text)), "str")
+    if "\0" in text:
+        raise YamlError(1, "holds a NUL character")
+    if kind == "null":
+        return None
+    try:
+        return _typed(kind, text) if native else text
+    except (ValueError, OverflowError):
+        raise YamlError(1, NO_NUMBER) from None
+
+
 def _compose(text: str) -> Node | None:
     try:
         loader = _Loader(text)
@@ -103,16 +124,21 @@ def _compose(text: str) -> Node | None:
         raise YamlError(line, f"the character U+{code:04X} can't stand in YAML", _shown(text, line)) from None
     except RecursionError:
         raise YamlError(1, "brackets or blocks are nested too deeply") from None
+    except YamlError:
+        raise
     except (ValueError, OverflowError):
         # PyYAML lets chr() fail on escapes such as "\UFFFFFFFF", int() on a huge %YAML version.
-        raise YamlError(1, "an escape (\\U...) or a directive (%...) in it means nothing") from None
+        wrong = re.search(r"\\U[0-9A-Fa-f]{8}|^%.*", text, re.MULTILINE)
+        line = text.count("\n", 0, wrong.start() if wrong else 0) + 1
+        what = f"{wrong[0][:20] if wrong else 'an escape'} means nothing"
+        raise YamlError(line, what, _shown(text, line)) from None
 
 
 _OPENED = "the {0} opened here is not closed, or a comma is missing"
 _WORDS: tuple[tuple[str, str], ...] = (
     (r"found character '\\t'", "a tab stands here; YAML takes spaces"),
     (r"mapping values are not allowed", "a colon can't stand here: check the indentation, or quote the text"),
-    (r"unexpected end of stream|unexpected document separator", "the quote opened here is not closed"),
+    (r"quoted scalar: .*(end of stream|document separator)", "the quote opened here is not closed"),
     (r"expected ',' or '\]'|flow sequence", _OPENED.format("[")),
     (r"expected ',' or '\}'|flow mapping", _OPENED.format("{")),
     (r"could not find expected ':'", "a colon is missing after the key, or a line before is not indented like it"),
@@ -120,17 +146,18 @@ _WORDS: tuple[tuple[str, str], ...] = (
     (r"expected a single document|expected '<document start>'", "text stands after the end of the document"),
     (r"found undefined alias", "the *alias has no &anchor before it; quote a text that starts with *"),
     (r"found duplicate anchor", "the &anchor stands twice"),
-    (r"unknown escape character", "a \\ in double quotes starts an escape: use single quotes or /"),
+    (r"unknown escape|expected escape", "\\ starts an escape in double quotes: use single quotes, or / for \\"),
     (r"found character '.+' that cannot start", "a text that starts with this character must be quoted"),
-    (r"sequence entries are not allowed|expected alphabetic or numeric", "a - or * that starts a text must be quoted"),
+    (r"node content, but found '<stream end>'", "it ends inside brackets"),
+    (r"expected the node content", "a text that starts with a comma or a closing bracket must be quoted"),
+    (r"sequence entries are not|expected alphabetic", "a text that starts with -, * or & must be quoted"),
 )
 
 
 def _explained(exc: yaml.MarkedYAMLError, text: str) -> YamlError:
     said = f"{exc.context or ''}: {exc.problem or ''}"
     what = next((words for pattern, words in _WORDS if re.search(pattern, said)), "")
-    opened = "quoted scalar" in said and "end of stream" in said
-    mark = exc.context_mark if what.startswith("the [") or what.startswith("the {") or opened else exc.problem_mark
+    mark = exc.context_mark if "opened here" in what else exc.problem_mark
     mark = mark or exc.problem_mark or exc.context_mark
     line = min(mark.line + 1 if mark else 1, text.rstrip("\n").count("\n") + 1)
     return YamlError(line, what or f"not valid YAML ({exc.problem or exc.context})", _shown(text, line))
@@ -186,7 +213,9 @@ class _Builder:
                 continue
             name = self._text(name_node, key)
             if name in own:
-                self._find((*key, name), name_node, f"stands twice, on lines {own[name][0]} and {_line(name_node)}")
+                self._find(
+                    (*key, name), name_node, f"stands twice, on lines {own[name][0]} and {_line(name_node)}"
+                )
             own[name] = (_line(name_node), value)
         for name, (line, inner) in {**merged, **own}.items():
             yield name, line, inner
@@ -210,12 +239,16 @@ class _Builder:
         try:
             return _typed(kind, text)
         except (ValueError, OverflowError):
-            self._find(key, node, "is not a number that can be sent; quote it if it is a text")
+            self._find(key, node, NO_NUMBER)
             return text
 
     def _text(self, node: ScalarNode, key: Key) -> str:
         # JSON writes characters beyond U+FFFF as two \u escapes, which PyYAML leaves as two halves.
-        text = str(node.value).encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        text = str(node.value)
+        try:
+            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        except UnicodeDecodeError:
+            self._find(key, node, "holds half of a character (one \\u escape of a pair)")
         if "\0" in text:
             self._find(key, node, "holds a NUL character (\\0)")
         return text

@@ -1,0 +1,203 @@
+"""What a user types and sees before anything trains: the real command line, as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from launcher.cli import TABLE
+
+ESCAPE = "\x1b["
+
+
+def test_help_lists_every_verb(launch):
+    shown = launch("--help").stdout
+    for verb in TABLE:
+        assert re.search(rf"^  {verb} ", shown, re.MULTILINE), verb
+
+
+@pytest.mark.parametrize("verb", TABLE)
+def test_every_verb_explains_itself(launch, verb):
+    done = launch(verb, "--help")
+    assert done.returncode == 0
+    assert f"launch {verb}" in done.stdout
+    assert "--debug" in done.stdout
+
+
+def test_a_mistyped_verb_is_corrected_and_starts_nothing(launch, home):
+    done = launch("statsu")
+    assert done.returncode == 2
+    assert "did you mean launch status?" in done.stderr
+    assert not home.exists() or not any(home.iterdir())
+
+
+def test_a_missing_job_file_is_an_error_that_names_init(launch, tmp_path):
+    for arguments in (["job.yaml"], ["run"], ["plan", "other.yaml"]):
+        done = launch(*arguments, cwd=tmp_path)
+        assert done.returncode == 2, arguments
+        assert "launch init" in done.stderr
+
+
+def test_the_default_verb_is_run(launch, tmp_path):
+    launch("init", cwd=tmp_path)
+    for arguments in (["--backend", "nowhere"], ["launch.yaml", "--backend", "nowhere"], ["run", "-b", "nowhere"]):
+        done = launch(*arguments, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert "there is no backend 'nowhere'" in done.stderr
+
+
+def test_an_unknown_backend_gets_a_suggestion(launch, tmp_path):
+    launch("init", cwd=tmp_path)
+    done = launch("plan", "--backend", "locl", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "did you mean local?" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--debug", "show", "nothing"), ("show", "nothing", "--debug")])
+def test_debug_shows_the_traceback_on_either_side(launch, arguments):
+    done = launch(*arguments)
+    assert done.returncode == 8
+    assert "Traceback" in done.stderr
+    assert "Traceback" not in launch("show", "nothing").stderr
+
+
+def test_init_writes_a_job_that_plans_as_it_is_and_overwrites_nothing(launch, tmp_path):
+    assert launch("init", "mine", cwd=tmp_path).returncode == 0
+    folder = tmp_path / "mine"
+    assert {"launch.yaml", "train.jsonl", "eval.jsonl"} <= {p.name for p in folder.iterdir()}
+    before = (folder / "launch.yaml").read_bytes()
+    again = launch("init", "mine", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "nothing was written" in again.stderr
+    assert (folder / "launch.yaml").read_bytes() == before
+    planned = launch("plan", "mine/launch.yaml", cwd=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    assert "the job is good" in planned.stdout
+
+
+def test_init_names_the_templates_when_one_is_unknown(launch, tmp_path):
+    done = launch("init", "--template", "suport_triage", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "did you mean support_triage?" in done.stderr
+    assert not any(p.name != "home" for p in tmp_path.iterdir())
+
+
+def test_plan_json_is_one_document_with_stable_names(launch, tmp_path):
+    launch("init", cwd=tmp_path)
+    done = launch("plan", "--json", "--set", "train.epochs=2", cwd=tmp_path)
+    found = json.loads(done.stdout)
+    assert {"backend", "hardware", "estimate", "bundle", "data", "request", "job"} == found.keys()
+    assert found["backend"] == "local"
+    assert found["job"]["train"]["epochs"] == 2
+    assert found["estimate"]["expected"] == "0"
+    assert {"job.json", "data/train.jsonl", "code/train_entry/__main__.py"} <= {
+        f["path"] for f in found["bundle"]["files"]
+    }
+
+
+def test_every_problem_of_a_job_file_is_told_with_its_line(launch, tmp_path):
+    (tmp_path / "launch.yaml").write_text(
+        "name: Bad Name\nmodel: some/model\ntask: classfication\ndata:\n  train: train.jsonl\n"
+        "train:\n  epohcs: 3\n"
+    )
+    done = launch("plan", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "launch.yaml:1" in done.stderr
+    assert "launch.yaml:3" in done.stderr
+    assert "launch.yaml:7" in done.stderr
+    assert "epochs?" in done.stderr
+    assert "classification" in done.stderr
+
+
+def test_a_bad_row_stops_the_job_before_it_starts(launch, tmp_path):
+    launch("init", cwd=tmp_path)
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"instruction": "x", "response": ""}\nnot json\n')
+    done = launch("run", "--yes", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "response is empty" in done.stderr
+    assert "not JSON" in done.stderr
+    assert json.loads(launch("list", "--json").stdout) == []
+
+
+def test_a_credential_in_a_file_is_refused(launch, tmp_path):
+    launch("init", cwd=tmp_path)
+    (tmp_path / "scorer.py").write_text("KEY = '" + "AKIA" + "ABCDEFGHIJKLMNOP" + "'\n")
+    done = launch("plan", "--set", "eval.scorer=scorer.py", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "scorer.py:1: looks like an AWS access key" in done.stderr
+
+
+def test_listings_without_jobs(launch):
+    assert json.loads(launch("list", "--json").stdout) == []
+    assert "launch init" in launch("list").stderr
+    for verb in ("status", "show", "logs", "watch", "fetch", "eval"):
+        done = launch(verb)
+        assert done.returncode == 8, verb
+        assert "no jobs yet" in done.stderr
+
+
+def test_an_unknown_job_has_its_own_exit_code(launch):
+    for verb in ("status", "show", "logs", "watch", "cancel", "resume", "fetch", "eval"):
+        done = launch(verb, "no-such-job")
+        assert done.returncode == 8, verb
+        assert "no-such-job" in done.stderr
+
+
+def test_the_schema_is_json_and_knows_the_fields(launch):
+    schema = json.loads(launch("schema").stdout)
+    assert {"name", "model", "data", "tuning", "train", "resources"} <= schema["properties"].keys()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_name_the_program(launch, shell):
+    done = launch("completion", shell)
+    assert done.returncode == 0
+    assert "_LAUNCH_COMPLETE" in done.stdout
+
+
+def test_completion_answers_with_verbs(launch):
+    done = launch(env={"_LAUNCH_COMPLETE": "bash_complete", "COMP_WORDS": "launch st", "COMP_CWORD": "1"})
+    assert "plain,status" in done.stdout
+
+
+def test_doctor_and_backends_name_each_problem_with_its_fix(launch):
+    found = json.loads(launch("backends", "--json").stdout)
+    assert found[0]["name"] == "local"
+    assert all(p["fix"] for b in found for p in b["problems"])
+    doctor = json.loads(launch("doctor", "--json").stdout)
+    assert {"finelaunch", "python", "record", "cache", "problems"} <= doctor.keys()
+
+
+def test_pipes_get_plain_text_of_80_columns(launch, tmp_path):
+    launch("init", cwd=tmp_path)
+    for arguments in (["plan"], ["list"], ["backends"], ["doctor"], ["--help"]):
+        done = launch(*arguments, cwd=tmp_path)
+        assert ESCAPE not in done.stdout + done.stderr, arguments
+        assert max(map(len, done.stdout.splitlines()), default=0) <= 80, arguments
+
+
+def test_a_reader_that_stops_early_gets_no_traceback(home):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launcher.cli", "schema"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "LAUNCH_HOME": str(home)},
+    )  # fmt: skip
+    assert process.stdout is not None
+    process.stdout.close()
+    _, stderr = process.communicate(timeout=60)
+    assert b"Traceback" not in stderr
+    assert b"BrokenPipe" not in stderr
+
+
+def test_help_lines_of_the_table_are_what_the_commands_are(launch):
+    import importlib
+
+    for verb in TABLE:
+        command = importlib.import_module(f"launcher.commands.{verb}").command
+        assert command.name == verb
+        assert command.help

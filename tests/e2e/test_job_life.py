@@ -1,0 +1,219 @@
+"""A job's whole life on this machine, with everything that can be killed being killed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.jobs import kill_trainer, wait_for, write_job
+
+pytestmark = [pytest.mark.train, pytest.mark.timeout(600)]
+
+LONG = {"epochs": 400, "checkpoint_steps": 2}
+
+
+def shown(launch, job: str | None = None) -> dict:
+    done = launch("show", *([job] if job else []), "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def steps(launch, job: str) -> list[int]:
+    lines = launch("logs", job, "--json").stdout.splitlines()
+    return [e["step"] for e in map(json.loads, lines) if e["event"] == "step"]
+
+
+def started(launch, home: Path, folder: Path, model: Path, **train) -> str:
+    """A detached long job that has made two checkpoints."""
+    write_job(folder, model, **{**LONG, **train})
+    done = launch("run", "launch.yaml", "--detach", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    job = json.loads(done.stdout.splitlines()[0])["id"]
+    wait_for(lambda: len(list((home / "jobs" / job / "checkpoints").glob("step-*/manifest.json"))) >= 2)
+    return job
+
+
+def test_a_job_from_file_to_artifact(launch, home, tmp_path, tiny_model):
+    folder = tmp_path / "work"
+    write_job(folder, tiny_model)
+    done = launch("launch.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "macro-F1" in done.stdout
+    assert "baseline" in done.stdout
+    assert "artifact" in done.stdout
+    assert "training" in done.stderr
+
+    job = shown(launch)
+    assert job["state"] == "SUCCEEDED"
+    assert job["backend"] == "local"
+    for which in ("baseline", "tuned"):
+        assert 0 <= job["evaluation"][which]["accuracy"] <= 1
+        assert 0 <= job["evaluation"][which]["macro_f1"] <= 1
+    assert job["estimate"]["expected"] == "0"
+    assert job["actual"]["steps"] == 6
+    assert "artifact/adapter_model.safetensors" in {a["path"] for a in job["artifacts"]}
+
+    assert json.loads(launch("status", "--json").stdout)["state"] == "SUCCEEDED"
+    assert [j["id"] for j in json.loads(launch("list", "--json").stdout)] == [job["id"]]
+    assert steps(launch, job["id"]) == [1, 2, 3, 4, 5, 6]
+    assert launch("logs", "--tail", "1").stdout.count("\n") <= 1
+    assert "step 6/6" in launch("logs", job["id"][:8]).stdout
+    assert launch("watch", job["id"]).returncode == 0
+
+    assert launch("fetch", job["id"], "--to", "copy", cwd=folder).returncode == 0
+    for file in job["artifacts"]:
+        assert hashlib.sha256((folder / "copy" / file["path"]).read_bytes()).hexdigest() == file["sha256"]
+
+    again = launch("eval", job["id"], "--json")
+    assert again.returncode == 0, again.stderr
+    figures = json.loads(again.stdout)
+    for which in ("baseline", "tuned"):
+        assert figures["evaluation"][which]["confusion_matrix"] == job["evaluation"][which]["confusion_matrix"]
+    (folder / "other.jsonl").write_text('{"instruction": "ticket 7: the screen is slow", "response": "Low"}\n')
+    other = launch("eval", job["id"], "--data", "other.jsonl", "--json", cwd=folder)
+    assert other.returncode == 0, other.stderr
+    assert json.loads(other.stdout)["evaluation"]["tuned"]["rows"] == 1
+    assert "tuned@other.jsonl" in shown(launch)["evaluation"]
+
+    assert launch("resume", job["id"]).returncode == 2
+    assert "over already" in launch("cancel", job["id"]).stdout
+
+    # The record is a copy: without it, the job folders tell the same.
+    for path in home.glob("record.db*"):
+        path.unlink()
+    rebuilt = shown(launch)
+    assert {k: rebuilt[k] for k in ("id", "state", "artifacts")} == {
+        k: job[k] for k in ("id", "state", "artifacts")
+    }
+    assert rebuilt["evaluation"]["tuned"] == job["evaluation"]["tuned"]
+
+
+def test_a_dry_run_measures_and_keeps_nothing(launch, tmp_path, tiny_model):
+    folder = tmp_path / "work"
+    write_job(folder, tiny_model)
+    done = launch("--dry-run", "--set", "train.epochs=50", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "dry run" in done.stdout
+    assert "tokens/s" in done.stdout
+    job = shown(launch)
+    assert job["actual"]["steps"] == 5
+    assert job["actual"]["peak_gib"] > 0
+    assert job["artifacts"] == []
+
+
+def test_cancel_checkpoints_and_resume_goes_on_to_the_end(launch, home, tmp_path, tiny_model):
+    job = started(launch, home, tmp_path / "work", tiny_model)
+    cancelled = launch("cancel", job)
+    assert "CANCELLED" in cancelled.stdout
+    assert shown(launch, job)["state"] == "CANCELLED"
+    reached = max(steps(launch, job))
+    # The schedule is part of the job, so the resumed one is cut short by a deadline far below its 400 epochs.
+    again = launch("resume", job, "--detach", "--json")
+    assert again.returncode == 0, again.stderr
+    second = json.loads(again.stdout.splitlines()[0])["id"]
+    assert second == f"{job}-r2"
+    wait_for(lambda: bool(steps(launch, second)))
+    assert min(steps(launch, second)) == reached + 1
+    busy = launch("resume", job)
+    assert busy.returncode == 2
+    assert second in busy.stderr
+    assert launch("cancel", second).returncode == 0
+    assert shown(launch, second)["resumes"] == job
+
+
+def test_a_killed_launcher_leaves_the_job_alone(launch, start, home, tmp_path, tiny_model):
+    folder = tmp_path / "work"
+    write_job(folder, tiny_model, epochs=20)
+    follower = start("run", "launch.yaml", "--json", cwd=folder)
+    assert follower.stdout is not None
+    job = json.loads(follower.stdout.readline())["id"]
+    wait_for(lambda: bool(steps(launch, job)))
+    follower.kill()
+    follower.wait()
+    done = launch("watch", job)
+    assert done.returncode == 0, done.stderr
+    assert shown(launch, job)["state"] == "SUCCEEDED"
+    seen = steps(launch, job)
+    assert seen == list(range(1, 121))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_killed_trainer_fails_with_words_and_resumes(launch, home, tmp_path, tiny_model, whole):
+    job = started(launch, home, tmp_path / "work", tiny_model)
+    kill_trainer(home, job, whole)
+    wait_for(lambda: shown(launch, job)["state"] == "FAILED")
+    reason = shown(launch, job)["reason"]
+    assert "killed" in reason
+    watched = launch("watch", job)
+    assert watched.returncode == 1
+    assert f"launch resume {job}" in watched.stderr
+    again = json.loads(launch("resume", job, "--detach", "--json").stdout.splitlines()[0])["id"]
+    wait_for(lambda: bool(steps(launch, again)))
+    assert min(steps(launch, again)) >= 5
+    launch("cancel", again)
+
+
+def test_ctrl_c_detaches_and_says_how_to_come_back(launch, start, tmp_path, tiny_model):
+    folder = tmp_path / "work"
+    write_job(folder, tiny_model, **LONG)
+    follower = start("run", "launch.yaml", cwd=folder)
+    wait_for(lambda: any(s["state"] == "RUNNING" for s in json.loads(launch("list", "--json").stdout)))
+    follower.send_signal(signal.SIGINT)
+    _, stderr = follower.communicate(timeout=30)
+    job = shown(launch)
+    assert follower.returncode == 130
+    assert f"launch watch {job['id']}" in stderr
+    assert f"launch cancel {job['id']}" in stderr
+    assert job["state"] in ("STARTING", "RUNNING")
+    launch("cancel", job["id"])
+
+
+def test_two_launchers_work_at_once(launch, start, tmp_path, tiny_model):
+    for name in ("one", "two"):
+        write_job(tmp_path / name, tiny_model)
+    both = [start("run", "launch.yaml", "--json", cwd=tmp_path / name) for name in ("one", "two")]
+    for process in both:
+        _, stderr = process.communicate(timeout=300)
+        assert process.returncode == 0, stderr
+    jobs = json.loads(launch("list", "--json").stdout)
+    assert [j["state"] for j in jobs] == ["SUCCEEDED", "SUCCEEDED"]
+    assert len({j["id"] for j in jobs}) == 2
+
+
+def test_a_failed_job_says_why_and_how_to_go_on(launch, tmp_path, tiny_model):
+    folder = tmp_path / "work"
+    write_job(folder, tiny_model)
+    done = launch("run", "--set", "data.max_length=8", cwd=folder)
+    assert done.returncode == 1
+    assert "longer than data.max_length 8" in done.stderr
+    assert "train.jsonl:1" in done.stderr
+    job = shown(launch)
+    assert job["state"] == "FAILED"
+    assert f"launch logs {job['id']}" in done.stderr
+
+
+def test_secrets_reach_the_job_and_nothing_else(launch, home, tmp_path, tiny_model):
+    folder = tmp_path / "work"
+    write_job(folder, tiny_model)
+    (folder / "scorer.py").write_text(
+        "import os\ndef score(rows, answers):\n"
+        "    print('the key is', os.environ['MY_KEY'], flush=True)\n"
+        "    return {'length': len(os.environ['MY_KEY'])}\n"
+    )
+    missing = launch("run", "--set", "secrets=[MY_KEY]", cwd=folder)
+    assert missing.returncode == 4
+    assert "MY_KEY" in missing.stderr
+    value = "planted-" + "value-1234567890"
+    done = launch(
+        "run", "--set", "secrets=[MY_KEY]", "--set", "eval.scorer=scorer.py", cwd=folder, env={"MY_KEY": value}
+    )
+    assert done.returncode == 0, done.stderr
+    assert shown(launch)["evaluation"]["tuned"]["scorer"]["length"] == len(value)
+    assert "the key is ***" in launch("logs").stdout
+    leaks = [p for p in home.rglob("*") if p.is_file() and value.encode() in p.read_bytes()]
+    assert leaks == []
+    assert value not in done.stdout + done.stderr
