@@ -94,7 +94,11 @@ def parse_set(text: str) -> tuple[tuple[str, ...], Any]:
 
 
 class _WithDefaults(GenerateJsonSchema):
-    """Also shows the defaults that a factory makes."""
+    """Also shows the defaults that a factory makes, and refuses keys that do not fit their pattern."""
+
+    def dict_schema(self, schema: core_schema.DictSchema) -> dict[str, Any]:
+        made = super().dict_schema(schema)
+        return made | {"additionalProperties": False} if "patternProperties" in made else made
 
     def get_default_value(self, schema: core_schema.WithDefaultSchema) -> Any:
         factory = schema.get("default_factory")

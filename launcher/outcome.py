@@ -85,12 +85,14 @@ def print_result(record: JobRecord) -> None:
         return
     where = f"{record.folder}/artifact" if record.folder else f"launch fetch {record.id}"
     console.print(f"artifact  {where}", style="bold", soft_wrap=True)
-    for command, what in (
-        (f"launch show {record.id}", "everything about it"),
-        (f"launch fetch {record.id} --to DIR", "a verified copy of the artifact"),
-        (f"launch eval {record.id} --data FILE", "judge it on other rows"),
-    ):
-        console.print(f"  {command}", "", f"[dim]{what}[/dim]", soft_wrap=True)
+    console.print("next", style="bold")
+    console.print(
+        screen.commands(
+            (f"launch show {record.id}", "everything about it"),
+            (f"launch fetch {record.id} --to DIR", "a verified copy of the artifact"),
+            (f"launch eval {record.id} --data FILE", "judge it on other rows"),
+        )
+    )
 
 
 def _took(record: JobRecord) -> list[tuple[str, str]]:

@@ -96,7 +96,7 @@ class Fields:
         """The field that an unknown one was probably meant to be: a name at its level, or a dotted path; or ""."""
         *above, last = key
         name = str(last).lower().replace("-", "_")
-        here = [field for node in self.at(tuple(above)) for field in node.get("properties", {})]
+        here: list[str] = [field for node in self.at(tuple(above)) for field in node.get("properties", {})]
         if name in here:
             return name
         if str(last) in self.paths:
@@ -174,10 +174,14 @@ def _path_in(data: Any, error: ErrorDetails) -> Key:
 
 
 def _value(data: Any, key: Key) -> Any:
+    """The value at a path; None where there is none."""
     for part in key:
-        if not isinstance(data, list | dict) or (isinstance(data, dict) and part not in data):
+        if isinstance(data, dict):
+            data = data.get(part)
+        elif isinstance(data, list) and isinstance(part, int):
+            data = data[part]
+        else:
             return None
-        data = data[part]
     return data
 
 

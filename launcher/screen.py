@@ -20,6 +20,8 @@ STATE_STYLE = {
     "QUEUED": "yellow", "STARTING": "yellow", "SUBMITTING": "yellow", "RUNNING": "cyan", "SUCCEEDED": "green",
     "FAILED": "red", "CANCELLED": "magenta", "UNKNOWN": "yellow",
 }  # fmt: skip
+WIDE = 100
+"""Columns from which a listing shows everything."""
 FIGURES = ("accuracy", "macro_f1", "exact_match", "field_f1", "rouge_l")
 FIGURE_NAMES = {
     "accuracy": "accuracy", "macro_f1": "macro-F1", "exact_match": "exact match", "field_f1": "field F1",
@@ -97,6 +99,16 @@ def facts(pairs: Iterable[tuple[str, str | Text]]) -> Table:
     return table
 
 
+def commands(*lines: tuple[str, str]) -> Table:
+    """Commands to type next, each with what it does."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(style="dim", overflow="fold")
+    for command, what in lines:
+        table.add_row(f"  {command}", what)
+    return table
+
+
 def plan_facts(planned: Planned) -> Table:
     """A plan for a person: what, on what, where, what it costs, what goes along."""
     plan, data = planned.plan, planned.data
@@ -104,7 +116,7 @@ def plan_facts(planned: Planned) -> Table:
     how = f"{job.method}, {job.tuning.kind}"
     if job.tuning.kind != "full":
         how += f" r {job.tuning.r}"
-    steps = f"{job.train.epochs:g} epochs"
+    steps = "1 epoch" if job.train.epochs == 1 else f"{job.train.epochs:g} epochs"
     if job.train.max_steps:
         steps += f", at most {job.train.max_steps} steps"
     if job.train.dry_run_steps:
@@ -118,7 +130,8 @@ def plan_facts(planned: Planned) -> Table:
         rows.append(("data", f"{job.data.train} (checked where it runs)"))
     else:
         held = "held out by seed" if data.eval_from == "split" else "evaluation file"
-        rows.append(("data", f"{data.train_rows} training rows, {data.eval_rows} rows ({held})"))
+        judged = "unknown" if data.eval_rows is None else data.eval_rows
+        rows.append(("data", f"{data.train_rows} training rows, {judged} rows ({held})"))
         if data.labels:
             rows.append(("labels", _some_labels(data.labels)))
     rows += [
@@ -131,19 +144,22 @@ def plan_facts(planned: Planned) -> Table:
     return facts(rows)
 
 
-def jobs_table(records: Sequence[JobRecord]) -> Table:
+def jobs_table(records: Sequence[JobRecord], width: int) -> Table:
+    """One line a job; the model is left out where `width` columns have no room for it."""
+    wide = width >= WIDE
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("JOB", overflow="fold")
     table.add_column("STATE", no_wrap=True)
     table.add_column("BACKEND", no_wrap=True)
-    table.add_column("MODEL", overflow="ellipsis", no_wrap=True)
+    if wide:
+        table.add_column("MODEL", overflow="ellipsis", no_wrap=True)
     table.add_column("RESULT", no_wrap=True)
     table.add_column("CREATED", no_wrap=True)
     for record in records:
+        model = [record.spec["model"]["id"]] if wide else []
         table.add_row(
-            record.id, state(record.state), record.backend, record.spec["model"]["id"], _headline(record),
-            ago(record.created),
-        )  # fmt: skip
+            record.id, state(record.state), record.backend, *model, _headline(record), ago(record.created)
+        )
     return table
 
 

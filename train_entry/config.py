@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-FORBID_EXTRA = {"extra": "forbid"}
+PYDANTIC = {"extra": "forbid", "allow_inf_nan": False}
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Doc:
 class Model:
     """The base model."""
 
-    __pydantic_config__: ClassVar[Any] = FORBID_EXTRA
+    __pydantic_config__: ClassVar[Any] = PYDANTIC
     id: Annotated[
         str, Doc("Hub id, local folder, s3:// gs:// or azure URI of a Hugging Face folder, or embedded:NAME.")
     ]
@@ -62,7 +63,7 @@ class Model:
 class Data:
     """Training and evaluation rows."""
 
-    __pydantic_config__: ClassVar[Any] = FORBID_EXTRA
+    __pydantic_config__: ClassVar[Any] = PYDANTIC
     train: Annotated[str, Doc("JSONL, JSON, CSV or Parquet file, or its URI.")]
     eval: Annotated[
         str | None, Doc("Held-out file; without one, eval_fraction of the training rows is set aside.")
@@ -89,7 +90,7 @@ class Data:
 class Tuning:
     """Which weights learn."""
 
-    __pydantic_config__: ClassVar[Any] = FORBID_EXTRA
+    __pydantic_config__: ClassVar[Any] = PYDANTIC
     kind: Annotated[
         Literal["lora", "qlora", "full"],
         Doc("LoRA adapters; the same on a 4-bit (NF4) base; or every weight."),
@@ -108,7 +109,7 @@ class Tuning:
 class EarlyStopping:
     """Stop when the evaluation loss no longer falls; the best checkpoint is the result."""
 
-    __pydantic_config__: ClassVar[Any] = FORBID_EXTRA
+    __pydantic_config__: ClassVar[Any] = PYDANTIC
     patience: Annotated[int, Doc("Evaluations without improvement before the job stops.", ge=1)] = 3
     min_delta: Annotated[float, Doc("Smallest fall of the loss that counts.", ge=0)] = 0.0
 
@@ -117,7 +118,7 @@ class EarlyStopping:
 class Train:
     """Optimisation."""
 
-    __pydantic_config__: ClassVar[Any] = FORBID_EXTRA
+    __pydantic_config__: ClassVar[Any] = PYDANTIC
     epochs: Annotated[float, Doc("Passes over the training rows.", gt=0)] = 3.0
     max_steps: Annotated[int | None, Doc("Optimizer steps at most, whatever the epochs say.", ge=1)] = None
     learning_rate: Annotated[
@@ -147,7 +148,9 @@ class Train:
     checkpoint_minutes: Annotated[float, Doc("Minutes between checkpoints.", gt=0)] = 10.0
     checkpoint_steps: Annotated[int | None, Doc("Also one every so many steps.", ge=1)] = None
     keep_checkpoints: Annotated[int, Doc("How many of the newest are kept.", ge=1)] = 2
-    seed: Annotated[int, Doc("Seed of the split, the order, the adapters and the dropout.", ge=0)] = 42
+    seed: Annotated[
+        int, Doc("Seed of the split, the order, the adapters and the dropout.", ge=0, le=2**32 - 1)
+    ] = 42
     dry_run_steps: Annotated[
         int | None, Doc("Set by --dry-run: stop after so many steps and report time and memory.", ge=1)
     ] = None
@@ -157,7 +160,7 @@ class Train:
 class Eval:
     """How the model is judged, before and after training, on the same held-out rows."""
 
-    __pydantic_config__: ClassVar[Any] = FORBID_EXTRA
+    __pydantic_config__: ClassVar[Any] = PYDANTIC
     baseline: Annotated[bool, Doc("Judge the base model first.")] = True
     tuned: Annotated[bool, Doc("Judge the tuned model.")] = True
     max_rows: Annotated[int, Doc("Held-out rows judged at most (chosen by the seed).", ge=1)] = 200
@@ -176,7 +179,7 @@ class Eval:
 class Output:
     """What the job leaves."""
 
-    __pydantic_config__: ClassVar[Any] = FORBID_EXTRA
+    __pydantic_config__: ClassVar[Any] = PYDANTIC
     merged: Annotated[bool, Doc("Also write the base model with the adapter merged in.")] = False
 
 
@@ -324,6 +327,8 @@ def _build_scalar(kind: Any, value: Any, path: str) -> Any:
         return float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise JobFileError(f"{path}: expected {kind.__name__}, got {value!r}")
+    if kind is float and not math.isfinite(value):
+        raise JobFileError(f"{path}: {value} is not a finite number")
     return value
 
 

@@ -23,6 +23,7 @@ def command(everything: bool, as_json: bool) -> None:
         screen.err().print("no jobs yet; launch init writes a job file, launch run starts it")
         return
     shown = records if everything else records[:20]
-    screen.out().print(screen.jobs_table(shown))
+    console = screen.out()
+    console.print(screen.jobs_table(shown, console.width))
     if len(shown) < len(records):
         screen.err().print(f"{len(records) - len(shown)} older ones: launch list --all", style="dim")
