@@ -80,6 +80,7 @@ class Entry:
             self.outputs / "state.json",
             json.dumps({"run": self.run, "state": state, "exit": code}).encode(),
         )
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is decided
         return code if code in (0, PREEMPTED) else 1
 
     def install_missing(self) -> None:

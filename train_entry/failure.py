@@ -14,7 +14,7 @@ TAIL_LINES = 30
 
 
 class JobError(Exception):
-    """A failure with a known cause: data, model, checkpoint, config, disk_full, oom, setup, diverged, error."""
+    """A failure with a known cause: data model checkpoint config disk_full oom killed setup diverged error."""
 
     def __init__(self, kind: str, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -39,6 +39,12 @@ def classify(exc: BaseException) -> JobError:
         )
     if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
         return JobError("disk_full", f"the disk is full: {exc}", "free space or raise resources.disk_gib")
+    if type(exc).__name__ in ("DistBackendError", "DistNetworkError") or "/gloo/" in text:
+        return JobError(
+            "killed",
+            "the connection to another process of this job broke; most often it was killed, out of memory",
+            "see the log; lower train.micro_batch or data.max_length, or resume on a larger machine",
+        )
     return JobError("error", text, "the traceback stands in the log and in failure.json")
 
 

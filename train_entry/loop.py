@@ -361,7 +361,7 @@ def peak_gib() -> float:
     except ImportError:  # Windows
         import psutil
 
-        return round(float(psutil.Process().memory_info().peak_wset) / 2**30, 3)
+        return round(float(psutil.Process().memory_info()._asdict()["peak_wset"]) / 2**30, 3)
     # Linux counts KiB, macOS bytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)

@@ -68,6 +68,8 @@ def load_base(job: TrainJob, inputs: Path, device: str) -> Any:
         ) from exc
     except (OSError, ValueError) as exc:
         raise _not_loaded(job.model.id, exc) from exc
+    if job.tuning.kind == "qlora" and device == "cpu":
+        _keep_differentiable(model)
     # A cache makes packed rows see each other (they are told apart by positions only without one).
     model.config.use_cache = False
     return model
@@ -81,6 +83,8 @@ def with_tuning(model: Any, job: TrainJob) -> Any:
     if job.tuning.kind == "full":
         return model
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    from train_entry.dropout import quicken
 
     if job.tuning.kind == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
@@ -102,6 +106,7 @@ def with_tuning(model: Any, job: TrainJob) -> Any:
         ) from exc
     # get_peft_model writes the folder it was loaded from; the adapter must name what the user named.
     tuned.peft_config["default"].base_model_name_or_path = job.model.id
+    quicken(tuned)
     return tuned
 
 
@@ -125,6 +130,16 @@ def cpu_computes_bfloat16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags or " bf16" in flags
+
+
+def _keep_differentiable(model: Any) -> None:
+    """Keep bitsandbytes from repacking the 4-bit weights at the first forward pass in evaluation mode.
+
+    On processors with AVX512-BF16 it does so in place, rounds their scales, and has no gradient from then on.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _copy_here(uri: str) -> Path:

@@ -6,6 +6,7 @@ Standard library only (pyarrow for Parquet): the launcher checks files with the 
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -109,7 +110,8 @@ def _json(name: str, text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _csv(name: str, text: str) -> Iterator[tuple[str, Any]]:
-    reader = csv.DictReader(text.splitlines(keepends=True))
+    # Not splitlines(): a field may hold U+2028. Strict: an open quote must not swallow the rest of the file.
+    reader = csv.DictReader(io.StringIO(text), strict=True)
     try:
         for record in reader:
             where = f"{name}:{reader.line_num}"

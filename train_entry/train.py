@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -57,9 +58,9 @@ def guarded(run: Callable[[Path], int]) -> int:
     """The exit status of run(LAUNCH_OUTPUT_DIR); what goes wrong stands in failure.json there."""
     outputs = Path(os.environ["LAUNCH_OUTPUT_DIR"])
     try:
-        return run(outputs)
+        code = run(outputs)
     except Stopped:
-        return PREEMPTED
+        code = PREEMPTED
     except BaseException as exc:  # noqa: BLE001 - whatever it was, failure.json must say it
         import traceback
 
@@ -72,6 +73,11 @@ def guarded(run: Callable[[Path], int]) -> int:
             write_failure(outputs, error, exc)
         say(mask(f"failed ({error.kind}): {error.message}"), sys.stderr)
         return 1
+    if code == PREEMPTED:  # torchrun makes 1 of it: the file says what it was
+        (outputs / ".work" / "stop").touch()
+    # It is decided: a signal that comes while the interpreter ends must not make a failure of it.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return code
 
 
 def context(outputs: Path, checkpoints: Path) -> Context:
@@ -269,7 +275,9 @@ def _last_step(callback: JobCallback) -> int:
 
 def _check_stop(at: Context) -> None:
     """Between phases and batches: nothing is lost that a checkpoint does not hold."""
-    if reason := at.stop.reason():
+    reason = at.stop.reason()
+    # One clock decides: were another rank first, torchrun would pass it on to rank 0 as a signal.
+    if reason and (at.first or reason != "deadline"):
         at.emit("stopped", step=None, reason=reason)
         raise Stopped(reason)
 

@@ -1,0 +1,209 @@
+"""Signals, kills and damage at any moment: the job goes on where it was, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+STEPS = 90
+TRAIN = {"max_steps": STEPS, "epochs": 100.0, "checkpoint_steps": 10, "evals_per_epoch": 1}
+
+
+@dataclass
+class Start:
+    """One start of the job: how it ended and what was there then."""
+
+    code: int
+    run: str
+    kept: list[int]
+    events: list[dict[str, Any]]
+
+    def named(self, event: str) -> list[dict[str, Any]]:
+        return [e for e in self.events if e["event"] == event]
+
+
+@dataclass
+class History:
+    """One job in five starts, and its twin that nothing disturbed."""
+
+    job: tiny.Job
+    twin: tiny.Job
+    starts: list[Start]
+    damaged: int
+    log: str
+
+
+def ended(job: tiny.Job, code: int) -> Start:
+    run = job.events()[-1]["run"]
+    return Start(code, run, job.steps_kept(), [e for e in job.events() if e["run"] == run])
+
+
+def first_of_this_start(job: tiny.Job, step: int) -> None:
+    """Until the start that runs now has made the step."""
+    seen = len(job.events())
+    job.wait_for(lambda events: any(e["event"] == "step" and e["step"] >= step for e in events[seen:]))
+
+
+@pytest.fixture(scope="module")
+def history(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> History:
+    root = tmp_path_factory.mktemp("history")
+    description = tiny.job_dict(model_folder, train=TRAIN, eval={"baseline": True})
+    job, twin = (
+        tiny.Job(root / name, description, tiny.rows(24), tiny.rows(8, seed=1)) for name in ("job", "twin")
+    )
+    starts = []
+
+    process = job.start()
+    first_of_this_start(job, 12)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    starts.append(ended(job, process.returncode))
+
+    process = job.start()
+    first_of_this_start(job, 35)
+    os.killpg(process.pid, signal.SIGKILL)  # the machine is gone
+    process.communicate(timeout=60)
+    starts.append(ended(job, process.returncode))
+
+    damaged = job.steps_kept()[-1]
+    victim = job.checkpoints / f"step-{damaged:08d}" / "trainer/adapter_model.safetensors"
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1
+    victim.write_bytes(content)
+    process = job.start()
+    first_of_this_start(job, 45)
+    rank = next(tiny.children(process.pid))
+    os.kill(process.pid, signal.SIGKILL)  # the entrypoint alone, not the rank
+    process.wait(timeout=60)
+    assert process.stdout is not None
+    log = process.stdout.read()  # ends when the rank has ended
+    process.stdout.close()
+    wait_until_gone(rank)
+    starts.append(ended(job, process.returncode))
+
+    code, _ = job.run()
+    starts.append(ended(job, code))
+    assert twin.run()[0] == 0
+    return History(job, twin, starts, damaged, log)
+
+
+def wait_until_gone(pid: int, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < end, "the rank still runs"
+        time.sleep(0.05)
+
+
+def test_sigterm_checkpoints_at_the_step_it_came_and_exits_143(history):
+    start = history.starts[0]
+    stopped = start.named("stopped")[0]
+    assert start.code == 143
+    assert stopped["reason"] == "signal" and 12 <= stopped["step"] < STEPS
+    assert start.kept[-1] == stopped["step"] == start.named("step")[-1]["step"]
+    assert not start.named("done") and not start.named("failure")
+
+
+def test_restart_goes_on_at_the_checkpoint_step(history):
+    before, after = history.starts[0], history.starts[1]
+    assert after.named("resumed")[0]["step"] == before.kept[-1]
+    assert after.named("step")[0]["step"] == before.kept[-1] + 1
+
+
+def test_kill_of_the_whole_group_loses_no_more_than_the_steps_since_the_last_checkpoint(history):
+    start = history.starts[1]
+    assert start.code == -signal.SIGKILL
+    last = start.named("step")[-1]["step"]
+    assert last >= 35 and 0 <= last - start.kept[-1] <= 11
+    assert not start.named("stopped")
+
+
+def test_damaged_newest_checkpoint_is_skipped_for_the_one_before(history):
+    kept = history.starts[1].kept
+    assert len(kept) == 2 and kept[-1] == history.damaged
+    assert history.starts[2].named("resumed")[0]["step"] == kept[0]
+    assert f"skipping checkpoint step-{history.damaged:08d}" in history.log
+    assert "does not match its sha256" in history.log
+
+
+def test_rank_notices_that_its_entrypoint_was_killed_and_checkpoints(history):
+    start = history.starts[2]
+    stopped = start.named("stopped")[0]
+    assert stopped["reason"] == "orphaned" and 45 <= stopped["step"] < STEPS
+    assert start.kept[-1] == stopped["step"]
+    assert history.starts[3].named("resumed")[0]["step"] == stopped["step"]
+
+
+def test_interrupted_job_ends_with_the_same_adapter_bit_for_bit(history):
+    assert history.starts[3].code == 0 and history.job.state() == "succeeded"
+    assert history.job.weights() == history.twin.weights()
+    told = [json.loads((j.outputs / "artifact/metrics.json").read_text()) for j in (history.job, history.twin)]
+    for metrics in told:
+        del metrics["train"]["train_s"], metrics["train"]["tokens_per_s"], metrics["train"]["step_s"]
+        del metrics["train"]["peak_gib"]
+    assert told[0] == told[1], "steps and tokens are counted once, however often they were done again"
+
+
+def test_baseline_is_measured_once_over_all_starts(history):
+    measured = [e for e in history.job.named("phase") if e["name"] == "baseline"]
+    assert [e["run"] for e in measured] == [history.starts[0].run]
+    told = [e["metrics"] for e in history.job.named("eval") if e["which"] == "baseline"]
+    assert len(told) == 4 and all(t == told[0] for t in told)
+
+
+def test_checkpoints_of_a_job_that_learns_otherwise_are_refused_by_the_field(history, tmp_path):
+    other = tiny.Job(
+        tmp_path / "other", json.loads((history.job.inputs / "job.json").read_text()), tiny.rows(24), tiny.rows(8)
+    )
+    description = json.loads((other.inputs / "job.json").read_text())
+    other.write({**description, "train": {**description["train"], "seed": 7}})
+    other.checkpoints = history.job.checkpoints
+    code, _ = other.run()
+    assert code == 1
+    assert other.failure()["kind"] == "checkpoint"
+    assert "train.seed: 42 -> 7" in other.failure()["message"]
+    assert history.job.steps_kept() == history.twin.steps_kept(), "they are left as they were"
+
+
+def test_sigterm_during_set_up_ends_with_143_and_no_failure(new_job):
+    job = new_job(train=TRAIN)
+    process = job.start()
+    job.wait_for(lambda events: bool(events))
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143 and job.state() == "stopped"
+    assert not (job.outputs / "failure.json").exists() and not job.named("step")
+
+
+def test_hours_that_are_over_checkpoint_and_exit_143(new_job):
+    job = new_job(train={**TRAIN, "max_steps": 100_000, "epochs": 1e6})
+    description = json.loads((job.inputs / "job.json").read_text())
+    job.write({**description, "resources": {"max_hours": 12 / 3600}})
+    code, log = job.run()
+    assert code == 143, log
+    stopped = job.named("stopped")[0]
+    assert stopped["reason"] == "deadline" and stopped["step"] == job.steps_kept()[-1] > 0
+    assert job.state() == "stopped"
+
+    code, _ = job.run(LAUNCH_DEADLINE=str(time.time() - 1))
+    assert (
+        code == 143 and job.named("stopped")[-1] | {"reason": "deadline", "step": None} == job.named("stopped")[-1]
+    )
+    assert not (job.outputs / "failure.json").exists()
+
+
+def test_job_reaches_its_end_when_nobody_reads_its_output(new_job):
+    job = new_job(train={"max_steps": 12, "checkpoint_steps": 4})
+    process = job.start()
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0
+    assert job.state() == "succeeded" and job.named("done")
