@@ -6,13 +6,13 @@ with `interruptions` raised. No exception of a vendor's SDK leaves a backend: wh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
-from urllib.parse import urlsplit
 
 from cost.estimate import CostEstimate
 from cost.offers import Offer
@@ -66,12 +66,13 @@ class JobRef:
     @classmethod
     def parse(cls, text: str) -> JobRef:
         """`sagemaker://us-east-1/support-triage-3f9c` -> JobRef. Raises ConfigError."""
-        parts = urlsplit(text)
-        if not (parts.scheme and parts.netloc and parts.path.strip("/")):
+        # Not urlsplit: it knows schemes without "_" only, and cuts ids at "?" and "#".
+        found = re.fullmatch(r"([^:/\s]+)://([^/\s]+)/(\S+?)/?", text.strip())
+        if found is None:
             raise ConfigError(
                 f"{text!r} is not a job reference", "write backend://scope/id, as launch list prints it"
             )
-        return cls(parts.scheme, parts.netloc, parts.path.strip("/"))
+        return cls(*found.groups())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import cast
 
 from backends.base import Backend
-from launcher.errors import BackendNotFoundError, BackendNotInstalledError
+from launcher.errors import BackendError, BackendNotFoundError, BackendNotInstalledError
 
 ENTRY_POINT_GROUP = "launcher.backends"
 
@@ -32,19 +32,24 @@ BUILTIN: dict[str, Builtin] = {
 def create(name: str, home: Path) -> Backend:
     """The backend called `name`, its state kept under `home`.
 
-    Raises BackendNotFoundError (with a did-you-mean) or BackendNotInstalledError.
+    Raises BackendNotFoundError (with a did-you-mean), BackendNotInstalledError, or BackendError for a plugin
+    that can't be loaded.
     """
     builtin = BUILTIN.get(name)
     target = builtin.target if builtin else _third_party(name)
     module, _, attribute = target.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as exc:
+    except (ImportError, AttributeError) as exc:
+        if builtin is None:
+            raise BackendError(
+                f"the plugin of backend {name} ({target}) can't be loaded: {exc}", "reinstall or remove the plugin"
+            ) from exc
         # Only the extra's own root missing means "not installed"; anything else is a bug worth its traceback.
-        if builtin and builtin.extra and exc.name and exc.name.split(".")[0] == builtin.root_module:
+        root = (getattr(exc, "name", None) or "").split(".")[0]
+        if isinstance(exc, ModuleNotFoundError) and builtin.extra and root == builtin.root_module:
             raise BackendNotInstalledError(
-                f"backend {name} needs the package {exc.name}",
-                f"pip install 'finelaunch[{builtin.extra}]'",
+                f"backend {name} needs the package {exc.name}", f"pip install 'finelaunch[{builtin.extra}]'"
             ) from exc
         raise
     return cast(Backend, found(home))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,21 @@ from backends.base import Bundle, BundleFile
 from launcher.data.check import is_uri
 from launcher.errors import ConfigError
 from launcher.spec import JobSpec
+from train_entry.failure import write_atomic
 
 SECRETS: dict[str, re.Pattern[bytes]] = {
     "an AWS access key": re.compile(rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
-    "a private key": re.compile(rb"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----"),
+    "a private key": re.compile(rb"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY(?: BLOCK)?-----"),
     "a Hugging Face token": re.compile(rb"\bhf_[A-Za-z0-9]{30,}\b"),
     "a GitHub token": re.compile(rb"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{60,})\b"),
-    "an OpenAI-style key": re.compile(rb"\bsk-(?:proj-|ant-)?[A-Za-z0-9_-]{32,}\b"),
-    "a Google API key": re.compile(rb"\bAIza[0-9A-Za-z_-]{35}\b"),
-    "a Slack token": re.compile(rb"\bxox[abpr]-[0-9A-Za-z-]{20,}\b"),
+    "an OpenAI-style key": re.compile(rb"\bsk-(?:proj-|ant-)?[A-Za-z0-9_-]{32,}"),
+    "a Google API key": re.compile(rb"\bAIza[0-9A-Za-z_-]{35}(?![0-9A-Za-z_-])"),
+    "a Slack token": re.compile(rb"\bxox[abpr]-[0-9A-Za-z-]{20,}"),
 }
 """Credentials with a shape of their own; a hit is almost never chance."""
+
+SHOWN = 10
+"""Hits named in a message; the rest is counted."""
 
 
 def build_bundle(job: JobSpec, folder: Path, work: Path) -> Bundle:
@@ -55,12 +59,16 @@ def bundle_from_folder(folder: Path) -> Bundle:
     packed = [
         _pack(path.relative_to(folder).as_posix(), path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts and not path.name.endswith(".part")
+        if path.is_file() and "__pycache__" not in path.parts and not _half_copied(path.name)
     ]
     if not any(f.path == "job.json" for f in packed):
         raise ConfigError(f"{folder} holds no job any more", "start it anew with launch run")
     ordered = tuple(sorted(packed, key=lambda f: f.path))
     return Bundle(sha256=_digest(ordered), files=ordered)
+
+
+def _half_copied(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".part")
 
 
 def resolved_job(job: JobSpec, folder: Path) -> dict[str, Any]:
@@ -93,7 +101,17 @@ def _local_files(job: JobSpec, folder: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _is_model_folder(job: JobSpec, folder: Path) -> bool:
-    return not is_uri(job.model.id) and (folder / job.model.id).is_dir()
+    name = job.model.id
+    if is_uri(name):
+        return False
+    if (folder / name).is_dir():
+        return True
+    if Path(name).is_absolute() or name.startswith(("./", "../", "~")):  # no hub id begins so
+        raise ConfigError(
+            f"model.id: folder not found: {folder / name}",
+            "paths in a job file are relative to the job file's folder",
+        )
+    return False
 
 
 def _entries(job: JobSpec, folder: Path) -> Iterator[tuple[str, Path]]:
@@ -120,7 +138,9 @@ def _model_files(root: Path) -> Iterator[tuple[str, Path]]:
 
 def _refuse_secrets(job: JobSpec, entries: Sequence[tuple[str, Path]]) -> None:
     problems = [
-        f"env.{name}: looks like {what}" for name, value in job.env.items() for what in _looks_like(value.encode())
+        f"{where}: looks like {what}"
+        for where, text in _texts(job.model_dump(mode="json"))
+        for what in _looks_like(text.encode())
     ]
     for inside, source in entries:
         if inside.startswith(("code/", "model/")) or (inside.startswith("data/") and job.data.allow_secrets):
@@ -128,11 +148,25 @@ def _refuse_secrets(job: JobSpec, entries: Sequence[tuple[str, Path]]) -> None:
         if source.suffix != ".parquet":
             problems += _scan(source)
     if problems:
+        more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         raise ConfigError(
             "something in the job looks like a credential, and the bundle leaves this machine",
             "put names of secrets under secrets:, remove the lines, or set data.allow_secrets: true",
-            problems=problems[:10],
+            problems=[*problems[:SHOWN], *more],
         )
+
+
+def _texts(value: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """(path, text) of every text in the job file, keys too."""
+    if isinstance(value, str):
+        yield where, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(key, where)
+            yield from _texts(item, f"{where}.{key}" if where else key)
+    elif isinstance(value, Sequence):
+        for number, item in enumerate(value):
+            yield from _texts(item, f"{where}[{number}]")
 
 
 def _scan(path: Path) -> list[str]:
@@ -155,9 +189,8 @@ def _pack(inside: str, source: Path) -> BundleFile:
 def _write_job_file(job: JobSpec, folder: Path, work: Path) -> BundleFile:
     content = json.dumps(resolved_job(job, folder), indent=1, sort_keys=True).encode() + b"\n"
     digest = hashlib.sha256(content).hexdigest()
-    work.mkdir(parents=True, exist_ok=True)
     path = work / f"job-{digest[:16]}.json"
-    path.write_bytes(content)
+    write_atomic(path, content)  # another launcher may read the same file now
     return BundleFile(path="job.json", size=len(content), sha256=digest, source=path)
 
 

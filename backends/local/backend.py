@@ -1,6 +1,7 @@
 """The local backend: the same bundle and entrypoint as in the cloud, as a process on this machine.
 
-home/jobs/ID/ holds record.json (what submit was given), input/ (the bundle), output/, log.txt, process.json.
+home/jobs/ID/ holds record.json (what submit was given), input/ (the bundle), output/, log.txt, process.json
+(written by submit: a job without one was staged and never started).
 Resumed jobs share home/jobs/LINEAGE/checkpoints.
 """
 
@@ -30,8 +31,9 @@ from backends.base import (
     Site,
 )
 from backends.capabilities import known_options, refuse_unsupported
-from backends.local import process
+from backends.local import outcome, process
 from backends.local.environment import TrainingEnvironment
+from backends.local.files import alone, copy_verified, in_words
 from backends.local.machine import gpus
 from cost.offers import Offer
 from launcher.errors import (
@@ -70,7 +72,7 @@ class LocalBackend:
             problems.append(
                 Problem(
                     what="the training environment is not built yet",
-                    fix="the first launch run builds it (some minutes)",
+                    fix="launch doctor --fix builds it now; otherwise the first launch run does",
                     fatal=False,
                 )
             )
@@ -143,43 +145,43 @@ class LocalBackend:
         }
 
     def validate(self, request: Mapping[str, Any]) -> None:
+        problems = _misshapen(request)
+        if problems:
+            raise ConfigError(
+                f"the request for backend {self.name} is damaged: {'; '.join(problems)}",
+                "launch plan renders it anew",
+            )
         for name in ("LAUNCH_PROCESSES", "LAUNCH_THREADS"):
             value = request["env"].get(name, "1")
-            if not value.isdigit() or int(value) < 1:
+            if not value.isdecimal() or int(value) < 1:
                 option = name.removeprefix("LAUNCH_").lower()
                 raise ConfigError(
                     f"backend_options.local.{option}: {value!r} is not a number of 1 or more",
                     f"--set backend_options.local.{option}=2",
                 )
-        json.dumps(request)
 
     def stage(self, plan: Plan, progress: Progress) -> None:
-        wanted = plan.job.resources.disk_gib
         folder = self._jobs / plan.token
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free / 2**30
-        if wanted and free < wanted:
-            raise CapacityError(
-                f"resources.disk_gib: {wanted} GiB wanted, {free:.0f} GiB free at {folder}",
-                "free space, or set LAUNCH_HOME to another disk",
-            )
-        for file in plan.bundle.files:
-            target = folder / "input" / file.path
-            if target.is_file() and target.stat().st_size == file.size:
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f".{target.name}.part")
-            shutil.copyfile(file.source, part)
-            part.replace(target)
-        record = {
-            "job": plan.job.model_dump(mode="json"),
-            "token": plan.token,
-            "lineage": plan.lineage,
-            "bundle_sha256": plan.bundle.sha256,
-            "created": datetime.now(UTC).isoformat(),
-        }
-        if not (folder / "record.json").exists():
-            write_atomic(folder / "record.json", json.dumps(record).encode())
+        with in_words(f"putting {plan.token} in place"):
+            folder.mkdir(parents=True, exist_ok=True)
+            wanted = plan.job.resources.disk_gib
+            free = shutil.disk_usage(folder).free / 2**30
+            if wanted and free < wanted:
+                raise CapacityError(
+                    f"resources.disk_gib: {wanted} GiB wanted, {free:.0f} GiB free at {folder}",
+                    "free space, or set LAUNCH_HOME to another disk",
+                )
+            for file in plan.bundle.files:
+                copy_verified(file.source, folder / "input" / file.path, file.sha256)
+            record = {
+                "job": plan.job.model_dump(mode="json"),
+                "token": plan.token,
+                "lineage": plan.lineage,
+                "bundle_sha256": plan.bundle.sha256,
+                "created": datetime.now(UTC).isoformat(),
+            }
+            if not (folder / "record.json").exists():
+                write_atomic(folder / "record.json", json.dumps(record).encode())
         self.prepare(progress)
 
     def prepare(self, progress: Progress) -> Path:
@@ -192,42 +194,43 @@ class LocalBackend:
 
     def submit(self, plan: Plan) -> JobRef:
         ref = JobRef(self.name, SCOPE, plan.token)
-        folder = self._jobs / plan.token
-        note = folder / "process.json"
-        if note.exists():
-            return ref
-        lost = process.find(plan.token)
-        if lost is not None:  # started by a launcher that died before it could write the note
-            process.remember(lost, note)
-            return ref
-        env = {**os.environ, **self._fill(plan.request["env"]), **self._secrets(plan.request["secrets"])}
+        folder = self._folder(ref)
+        command = list(self._fill(dict(enumerate(plan.request["command"]))).values())
+        # A value of the user's stays as it is, also where it looks like a placeholder.
+        asked = plan.request["env"]
+        places = self._fill({k: v for k, v in asked.items() if plan.job.env.get(k) != v})
+        env = {**os.environ, **asked, **places, **self._secrets(plan.request["secrets"])}
         if self._environment.brought:
             env["LAUNCH_INSTALL"] = "never"
         output = folder / "output"
-        output.mkdir(exist_ok=True)
-        command = list(self._fill(dict(enumerate(plan.request["command"]))).values())
-        try:
-            process.start(command, env, output, folder / "log.txt", note)
-        except OSError as exc:
-            raise BackendError(f"could not start {command[0]}: {exc}", "launch doctor") from exc
+        with in_words(f"starting {command[0]}"):
+            output.mkdir(exist_ok=True)
+            with alone(folder / "submit.lock"):
+                if not self._submitted(folder):
+                    process.start(command, env, output, folder / "log.txt", folder / "process.json")
         return ref
 
     def status(self, ref: JobRef) -> JobStatus:
         folder = self._folder(ref)
+        url = (folder / "output").as_uri()
+        if not self._submitted(folder):
+            return JobStatus(state=JobState.QUEUED, detail="not started", url=url)
         note = folder / "process.json"
         began = process.started(note)
-        url = (folder / "output").as_uri()
         if process.running(note):
-            phase = self._phase(folder)
+            phase = outcome.phase(folder)
             state = JobState.STARTING if phase in (None, "setup") else JobState.RUNNING
             return JobStatus(state=state, detail=phase or "starting", started=began, url=url)
-        if began is None:
-            return JobStatus(state=JobState.QUEUED, detail="not started", url=url)
-        state, reason = self._ending(folder)
-        return JobStatus(state=state, reason=reason, started=began, ended=_last_change(folder), url=url)
+        state, reason = outcome.ending(folder)
+        ended = outcome.last_change(folder)
+        if began and ended:
+            ended = max(began, ended)  # file times are coarser than the clock
+        return JobStatus(state=state, reason=reason, started=began, ended=ended, url=url)
 
     def logs(self, ref: JobRef, cursor: str | None = None) -> Iterator[LogLine]:
         folder = self._folder(ref)
+        if cursor is not None and not cursor.isdecimal():
+            raise ConfigError(f"{cursor!r} is not a cursor of {ref.id}'s log", f"launch logs {ref.id}")
         over = process.running(folder / "process.json") is None
         path = folder / "log.txt"
         if not path.exists():
@@ -240,36 +243,48 @@ class LocalBackend:
                     return  # still being written
                 offset += len(raw)
                 text = raw.decode("utf-8", errors="replace").rstrip("\r\n")
-                event = parse(text)
-                when = datetime.fromisoformat(event["time"]) if event and "time" in event else None
-                yield LogLine(text=text, source="node-0", cursor=str(offset), time=when)
+                yield LogLine(text=text, source="node-0", cursor=str(offset), time=_time_of(text))
 
     def cancel(self, ref: JobRef) -> None:
         folder = self._folder(ref)
-        found = process.running(folder / "process.json")
+        found = process.running(folder / "process.json") if self._submitted(folder) else None
         if found is not None:
             (folder / "cancel").touch()
             process.ask_to_stop(found)
 
     def download(self, ref: JobRef, to: Path) -> None:
-        source = self._folder(ref) / "output"
-        for path in sorted(p for p in source.rglob("*") if p.is_file()):
-            relative = path.relative_to(source)
-            if relative.parts[0].startswith("."):
-                continue
-            _copy_verified(path, to / relative)
+        folder = self._folder(ref)
+        source = folder / "output"
+        vouched = outcome.vouched_files(folder)
+        with in_words(f"copying the output of {ref.id} to {to}"):
+            for path in sorted(p for p in source.rglob("*") if p.is_file()):
+                relative = path.relative_to(source)
+                if not relative.parts[0].startswith("."):
+                    copy_verified(path, to / relative, vouched.get(relative.as_posix()))
 
     def release(self, ref: JobRef) -> None:
         folder = self._folder(ref)
-        if process.running(folder / "process.json"):
-            raise ConfigError(f"{ref.id} still runs", f"launch cancel {ref.id}, then try again")
-        shutil.rmtree(folder)
+        for kin in self._sharing_checkpoints(ref):
+            if process.running(self._jobs / kin / "process.json"):
+                raise ConfigError(
+                    f"{ref.id} can't be removed: {kin} still runs", f"launch cancel {kin}, then try again"
+                )
+        with in_words(f"removing {folder}"):
+            # The record goes last: a removal that was interrupted can be repeated.
+            for path in sorted(folder.iterdir(), key=lambda p: p.name == "record.json"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            folder.rmdir()
 
     def discover(self, site: Site) -> Iterable[JobRef]:
-        return [JobRef(self.name, SCOPE, path.parent.name) for path in sorted(self._jobs.glob("*/record.json"))]
+        staged = sorted(path.parent for path in self._jobs.glob("*/record.json"))
+        return [JobRef(self.name, SCOPE, folder.name) for folder in staged if self._submitted(folder)]
 
     def recorded(self, ref: JobRef) -> Mapping[str, Any]:
-        found: dict[str, Any] = json.loads((self._folder(ref) / "record.json").read_text(encoding="utf-8"))
+        path = self._folder(ref) / "record.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as exc:
+            raise BackendError(f"{path} can't be read: {exc}", f"remove {path.parent} if it is damaged") from exc
         return found
 
     def _folder(self, ref: JobRef) -> Path:
@@ -303,69 +318,55 @@ class LocalBackend:
             found[name] = value
         return found
 
-    def _phase(self, folder: Path) -> str | None:
-        """The last phase that the job told of."""
+    def _submitted(self, folder: Path) -> bool:
+        """True when the job in `folder` was started, also by a launcher that died before it noted the process."""
+        note = folder / "process.json"
+        if note.exists():
+            return True
+        lost = process.find(folder.name, folder / "output")
+        if lost is not None:
+            process.remember(lost, note)
+        return lost is not None
+
+    def _sharing_checkpoints(self, ref: JobRef) -> list[str]:
+        """The job, and where it is the first of its lineage every other job of that lineage."""
+        kin = {other.id for other in self.discover(Site(backend=self.name)) if self._lineage(other) == ref.id}
+        return sorted({ref.id, *kin})
+
+    def _lineage(self, ref: JobRef) -> str | None:
         try:
-            lines = (folder / "output" / "events.jsonl").read_bytes().splitlines()
-        except OSError:
+            return str(self.recorded(ref)["lineage"])
+        except (BackendError, JobNotFoundError, KeyError):
             return None
-        for line in reversed(lines):
-            if b'"event": "phase"' in line:
-                try:
-                    return str(json.loads(line)["name"])
-                except (ValueError, KeyError):
-                    continue
-        return None
-
-    def _ending(self, folder: Path) -> tuple[JobState, str | None]:
-        """The final state and its reason, from what the entrypoint left."""
-        try:
-            state = json.loads((folder / "output" / "state.json").read_text(encoding="utf-8"))["state"]
-        except (OSError, ValueError, KeyError):
-            return JobState.FAILED, (
-                "the job's process is gone without a word: killed, out of memory, or the machine restarted"
-            )
-        if state == "succeeded":
-            return JobState.SUCCEEDED, None
-        if state == "stopped":
-            if (folder / "cancel").exists():
-                return JobState.CANCELLED, "cancelled"
-            return (
-                JobState.FAILED,
-                "stopped before it was done (a signal or its time limit); launch resume goes on",
-            )
-        try:
-            failure = json.loads((folder / "output" / "failure.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return JobState.FAILED, "failed; see the log"
-        return JobState.FAILED, f"{failure['kind']}: {failure['message']}"
 
 
-def _last_change(folder: Path) -> datetime | None:
-    times = [
-        path.stat().st_mtime for path in (folder / "output" / "state.json", folder / "log.txt") if path.exists()
+def _misshapen(request: Mapping[str, Any]) -> list[str]:
+    """What is not as render makes it, field by field."""
+    kinds = {"command": list, "env": dict, "secrets": list, "bundle": str}
+    problems = [
+        f"{name} is missing" if name not in request else f"{name} is no {kind.__name__}"
+        for name, kind in kinds.items()
+        if not isinstance(request.get(name), kind)
     ]
-    return datetime.fromtimestamp(times[0], UTC) if times else None
+    problems += [f"unknown field {name}" for name in request if name not in kinds]
+    if problems:
+        return problems
+    texts = [*request["command"], *request["secrets"], *request["env"], *request["env"].values()]
+    if not all(isinstance(text, str) for text in texts):
+        problems.append("something in it is not text")
+    needed = ("LAUNCH_JOB_ID", "LAUNCH_INPUT_DIR", "LAUNCH_OUTPUT_DIR", "LAUNCH_CHECKPOINT_DIR", "PYTHONPATH")
+    problems += [f"env.{name} is missing" for name in needed if name not in request["env"]]
+    if not request["command"]:
+        problems.append("command is empty")
+    return problems
 
 
-def _copy_verified(source: Path, target: Path) -> None:
-    """Copy a file unless the same bytes are there already; a half-copied one never has the final name."""
-    from hashlib import file_digest
-
-    def digest(path: Path) -> str:
-        with path.open("rb") as file:
-            return file_digest(file, "sha256").hexdigest()
-
-    wanted = digest(source)
-    if target.is_file() and digest(target) == wanted:
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    shutil.copyfile(source, part)
-    if digest(part) != wanted:
-        part.unlink()
-        raise BackendError(f"{source} changed while it was copied", "try again")
-    part.replace(target)
+def _time_of(text: str) -> datetime | None:
+    event = parse(text)
+    try:
+        return datetime.fromisoformat(event["time"]) if event else None
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _from_keyring(name: str) -> str | None:

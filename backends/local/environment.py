@@ -51,7 +51,7 @@ class TrainingEnvironment:
         """True when the interpreter is there and starts."""
         try:
             done = subprocess.run([self.python(), "-c", "pass"], check=False, capture_output=True, timeout=60)
-        except OSError:
+        except (OSError, subprocess.TimeoutExpired):
             return False
         return done.returncode == 0
 
@@ -71,16 +71,23 @@ class TrainingEnvironment:
         shutil.rmtree(building, ignore_errors=True)
         try:
             self._build(building, progress)
-            shutil.rmtree(target, ignore_errors=True)  # a broken one; an intact one never comes here
-            try:
-                building.rename(target)
-            except OSError:
-                if not self.ready():  # another launcher was first: its environment is as good
-                    raise
+            if not self.ready():  # else another launcher was first: its environment is as good, and in use
+                shutil.rmtree(target, ignore_errors=True)
+                self._put_in_place(building)
         finally:
             shutil.rmtree(building, ignore_errors=True)
         progress("the training environment is ready")
         return self.python()
+
+    def _put_in_place(self, building: Path) -> None:
+        try:
+            building.rename(self.folder())
+        except OSError as exc:
+            if not self.ready():  # not the race against another launcher
+                raise BackendError(
+                    f"the training environment can't be moved to {self.folder()}: {exc}",
+                    "set LAUNCH_CACHE_DIR to another folder",
+                ) from exc
 
     def _build(self, folder: Path, progress: Progress) -> None:
         requirements = Path(str(files("train_entry").joinpath("requirements.txt")))

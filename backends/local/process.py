@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -19,6 +20,9 @@ from train_entry.failure import write_atomic
 TAIL = 12
 """Lines kept to tell why a process failed."""
 
+_children: dict[int, subprocess.Popen[bytes]] = {}
+"""What this launcher started itself: asked for its end, so that a process that is over leaves the table."""
+
 
 def start(command: Sequence[str], env: Mapping[str, str], folder: Path, log: Path, note: Path) -> None:
     """Start `command` as its own session, its output appended to `log`; `note` remembers which process it is."""
@@ -32,7 +36,8 @@ def start(command: Sequence[str], env: Mapping[str, str], folder: Path, log: Pat
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C in the terminal, or its end, is not the job's
         )
-    remember(psutil.Process(process.pid), note)
+    _children[process.pid] = process
+    remember(psutil.Process(process.pid), note, datetime.now(UTC))
 
 
 def stream(command: Sequence[str], env: Mapping[str, str]) -> Iterator[str]:
@@ -62,17 +67,23 @@ def stream(command: Sequence[str], env: Mapping[str, str]) -> Iterator[str]:
         output.close()
 
 
-def remember(process: psutil.Process, note: Path) -> None:
-    body = {"pid": process.pid, "created": process.create_time(), "started": datetime.now(UTC).isoformat()}
+def remember(process: psutil.Process, note: Path, began: datetime | None = None) -> None:
+    """Note which process it is; `began`: its start by the clock (None: as the system tells, coarsely)."""
+    created = process.create_time()
+    began = began or datetime.fromtimestamp(created, UTC)
+    body = {"pid": process.pid, "created": created, "started": began.isoformat()}
     write_atomic(note, json.dumps(body).encode())
 
 
-def find(mark: str) -> psutil.Process | None:
-    """A running `python -m train_entry MARK`, for a launcher that died before it could note the pid."""
+def find(mark: str, folder: Path) -> psutil.Process | None:
+    """A running `python -m train_entry MARK` in `folder`, for a launcher that died before it noted the pid."""
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
-        if line[-2:] == ["train_entry", mark] and _lives(process):
-            return process
+        if line[-2:] != ["train_entry", mark] or not _lives(process):
+            continue
+        with contextlib.suppress(psutil.Error, OSError):
+            if Path(process.cwd()).resolve() == folder.resolve():
+                return process
     return None
 
 
@@ -82,27 +93,30 @@ def running(note: Path) -> psutil.Process | None:
         known = json.loads(note.read_text(encoding="utf-8"))
         process = psutil.Process(known["pid"])
         same = abs(process.create_time() - known["created"]) < 1.0
-    except (OSError, ValueError, KeyError, psutil.Error):
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return None
     return process if same and _lives(process) else None
 
 
 def started(note: Path) -> datetime | None:
+    """When the noted process began; None without a note."""
     try:
         return datetime.fromisoformat(json.loads(note.read_text(encoding="utf-8"))["started"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def ask_to_stop(process: psutil.Process) -> None:
     """SIGTERM to the entrypoint, which passes it on and checkpoints."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGTERM)
-    except ProcessLookupError:
-        return
 
 
 def _lives(process: psutil.Process) -> bool:
+    own = _children.get(process.pid)
+    if own is not None and own.poll() is not None:
+        del _children[process.pid]
+        return False
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -23,10 +23,13 @@ MANY_LABELS = 100
 
 @dataclass(frozen=True, kw_only=True)
 class DataReport:
-    """What the check saw. `eval_from` is "file" or "split"; `labels` counts the training answers."""
+    """What the check saw. `labels` counts the training answers.
+
+    `eval_from` is "file", "split", or "uri": then `eval_rows` is None, they are counted where the job runs.
+    """
 
     train_rows: int
-    eval_rows: int
+    eval_rows: int | None
     eval_from: str
     labels: dict[str, int] | None
     longest_chars: int
@@ -43,32 +46,58 @@ def check_data(job: JobSpec, folder: Path) -> DataReport | None:
     """
     if is_uri(job.data.train):
         return None
-    train = _rows(job, folder / job.data.train)
-    held_out = None
-    if job.data.eval is not None and not is_uri(job.data.eval):
-        held_out = _rows(job, folder / job.data.eval)
+    train, held_out = _read_files(job, folder)
     warnings = [*_duplicates(train, "training"), *_label_warnings(job, train, held_out)]
     if held_out is not None:
         warnings += _leaks(train, held_out)
-    eval_rows = len(held_out) if held_out is not None else max(1, round(len(train) * job.data.eval_fraction))
-    if held_out is None and len(train) < 2:
-        raise ConfigError(
-            f"{job.data.train}: one row can't be split into training and evaluation",
-            "add rows, or name an evaluation file under data.eval",
-        )
+    eval_from, eval_rows = _held_out_rows(job, train, held_out)
     return DataReport(
-        train_rows=len(train) - (0 if held_out is not None else eval_rows),
+        train_rows=len(train) - (eval_rows or 0 if eval_from == "split" else 0),
         eval_rows=eval_rows,
-        eval_from="file" if held_out is not None else "split",
+        eval_from=eval_from,
         labels=_labels(job, train),
         longest_chars=_longest(job, [*train, *(held_out or [])]),
         warnings=tuple(warnings),
     )
 
 
+def _held_out_rows(job: JobSpec, train: Sequence[Row], held_out: Sequence[Row] | None) -> tuple[str, int | None]:
+    """(where the evaluation rows come from, how many they are)."""
+    if held_out is not None:
+        return "file", len(held_out)
+    if job.data.eval is not None:
+        return "uri", None
+    if len({row.prompt for row in train}) < 2:
+        raise ConfigError(
+            f"{job.data.train}: fewer than two different prompts can't be split into training and evaluation",
+            "add rows, or name an evaluation file under data.eval",
+        )
+    return "split", max(1, round(len(train) * job.data.eval_fraction))
+
+
 def is_uri(text: str) -> bool:
     """True for s3://..., gs://..., azureml://..., hf://...; False for a path (also C:\\...)."""
     return "://" in text
+
+
+def _read_files(job: JobSpec, folder: Path) -> tuple[list[Row], list[Row] | None]:
+    """The rows of both files (None: no evaluation file here), or one error with what is wrong in either."""
+    names = [job.data.train]
+    if job.data.eval is not None and not is_uri(job.data.eval):
+        names.append(job.data.eval)
+    found: list[list[Row]] = []
+    errors: list[ConfigError] = []
+    for name in names:
+        try:
+            found.append(_rows(job, folder / name))
+        except ConfigError as exc:
+            errors.append(exc)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        problems = [p for e in errors for p in e.problems]
+        raise ConfigError("; ".join(e.message for e in errors), errors[0].hint, problems=problems)
+    return found[0], found[1] if len(found) > 1 else None
 
 
 def _rows(job: JobSpec, path: Path) -> list[Row]:

@@ -1,0 +1,199 @@
+"""A job's life in the record: followed, adopted, rebuilt, resumed. Real processes, no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from backends.base import JobRef, JobState, JobStatus, LogLine
+from backends.local import LocalBackend
+from launcher.client import Client, Planned
+from launcher.errors import LaunchError
+from launcher.events import Event
+from launcher.store import SUBMITTING, JobRecord
+from tests.unit.local_jobs import folder_of, planned, sleeping
+
+
+def record_of(plan: Planned, ref: JobRef | None, **changes: Any) -> JobRecord:
+    base = JobRecord(
+        id=plan.plan.token, name="demo", backend="local", state=JobState.STARTING, created=datetime.now(UTC),
+        lineage=plan.plan.token, bundle_sha256=plan.plan.bundle.sha256, spec=plan.plan.job.model_dump(mode="json"),
+        ref=str(ref) if ref else None,
+    )  # fmt: skip
+    return dataclasses.replace(base, **changes)
+
+
+def dead_submitter() -> str:
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    created = psutil.Process(gone.pid).create_time()
+    gone.wait()
+    return json.dumps({"pid": gone.pid, "created": created})
+
+
+def test_a_lost_record_is_rebuilt_from_the_job_folders(client: Client, tmp_path: Path) -> None:
+    record = client.submit(planned(client, tmp_path / "project"), lambda line: None)
+    list(client.follow(record.id))
+    before = client.get(record.id)
+    client._store.close()
+    for file in client.home.glob("record.db*"):
+        file.unlink()
+    (again,) = Client(client.home).jobs()
+    same = (
+        "id",
+        "name",
+        "state",
+        "reason",
+        "ref",
+        "lineage",
+        "bundle_sha256",
+        "spec",
+        "started",
+        "ended",
+        "folder",
+    )
+    assert {n: getattr(again, n) for n in same} == {n: getattr(before, n) for n in same}
+    assert Client(client.home).events(record.id) == client.events(record.id)
+
+
+def test_a_new_job_does_not_hide_those_of_a_lost_record(client: Client, tmp_path: Path) -> None:
+    first = client.submit(planned(client, tmp_path / "project"), lambda line: None)
+    list(client.follow(first.id))
+    client._store.close()
+    for file in client.home.glob("record.db*"):
+        file.unlink()
+    anew = Client(client.home)
+    second = anew.submit(planned(anew, tmp_path / "project"), lambda line: None)
+    assert {job.id for job in anew.jobs()} == {first.id, second.id}
+
+
+def test_a_damaged_job_folder_does_not_stop_the_rebuilding(client: Client, tmp_path: Path) -> None:
+    record = client.submit(planned(client, tmp_path / "project"), lambda line: None)
+    list(client.follow(record.id))
+    damaged = client.home / "jobs" / "damaged-1"
+    damaged.mkdir()
+    (damaged / "record.json").write_text("{")
+    (damaged / "process.json").write_text("{}")
+    client._store.close()
+    (client.home / "record.db").unlink()
+    assert [job.id for job in Client(client.home).jobs()] == [record.id]
+
+
+def test_a_job_whose_folder_is_gone_is_unknown_and_the_others_are_listed(client: Client, tmp_path: Path) -> None:
+    backend, ref, plan = sleeping(client, tmp_path)
+    client._store.add(record_of(plan, ref))
+    client._store.add(record_of(plan, JobRef("local", "localhost", "gone-1"), id="gone-1"))
+    states = {job.id: job.state for job in client.jobs()}
+    assert states == {ref.id: "STARTING", "gone-1": "UNKNOWN"}
+    backend.cancel(ref)
+
+
+def test_a_launcher_that_died_while_submitting_has_its_running_job_adopted(client: Client, tmp_path: Path) -> None:
+    _, ref, plan = sleeping(client, tmp_path)
+    (folder_of(client, ref) / "process.json").unlink()
+    client._store.add(record_of(plan, None, state=SUBMITTING, submitter=dead_submitter()))
+    found = client.get(ref.id)
+    assert (found.ref, found.state) == (str(ref), "STARTING")
+
+
+def test_a_launcher_that_died_before_the_start_leaves_a_job_that_says_so(client: Client, tmp_path: Path) -> None:
+    plan = planned(client, tmp_path / "project")
+    LocalBackend(client.home).stage(plan.plan, lambda line: None)
+    client._store.add(record_of(plan, None, state=SUBMITTING, submitter=dead_submitter()))
+    found = client.get(plan.plan.token)
+    assert found.state == "FAILED"
+    assert "nothing runs" in (found.reason or "")
+
+
+def test_a_job_that_another_launcher_submits_now_is_left_to_it(client: Client, tmp_path: Path) -> None:
+    plan = planned(client, tmp_path / "project")
+    me = psutil.Process()
+    submitter = json.dumps({"pid": me.pid, "created": me.create_time()})
+    client._store.add(record_of(plan, None, state=SUBMITTING, submitter=submitter))
+    assert client.get(plan.plan.token).state == SUBMITTING
+
+
+def test_an_interrupt_after_the_start_does_not_lose_the_job(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(client, tmp_path / "project")
+    submit = LocalBackend.submit
+
+    def interrupted(self: LocalBackend, plan: Any) -> JobRef:
+        submit(self, plan)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalBackend, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        client.submit(plan, lambda line: None)
+    found = client.get(plan.plan.token)
+    assert found.ref == f"local://localhost/{plan.plan.token}"
+    assert "not submitted" not in (found.reason or "")
+
+
+def test_resumes_are_numbered_on_and_share_the_checkpoints(client: Client, tmp_path: Path) -> None:
+    first = client.submit(planned(client, tmp_path / "project"), lambda line: None)
+    list(client.follow(first.id))
+    second = client.resume(first.id, lambda line: None)
+    list(client.follow(second.id))
+    third = client.resume(second.id, lambda line: None)
+    list(client.follow(third.id))
+    assert [second.id, third.id] == [f"{first.id}-r2", f"{first.id}-r3"]
+    assert {second.lineage, third.lineage} == {first.id}
+    assert (second.resumes, third.resumes) == (first.id, second.id)
+    assert second.bundle_sha256 == third.bundle_sha256 == first.bundle_sha256
+
+
+def test_a_job_that_runs_is_not_resumed(client: Client, tmp_path: Path) -> None:
+    _, ref, plan = sleeping(client, tmp_path)
+    client._store.add(record_of(plan, ref))
+    with pytest.raises(LaunchError, match="needs no resume"):
+        client.resume(ref.id, lambda line: None)
+
+
+def test_the_beginning_of_an_id_is_enough_when_it_is_unique(client: Client, tmp_path: Path) -> None:
+    one, other = (client.submit(planned(client, tmp_path / "project"), lambda line: None) for _ in range(2))
+    assert client.get(one.id[:-1]).id == one.id or one.id[:-1] == other.id[:-1]
+    assert client.get(str(other.ref)).id == other.id
+    with pytest.raises(LaunchError, match="the beginning of 2 jobs"):
+        client.get("demo-")
+    with pytest.raises(LaunchError, match="no job 'nope'"):
+        client.get("nope")
+
+
+def test_a_job_that_cannot_train_fails_with_its_reason_and_times_in_order(client: Client, tmp_path: Path) -> None:
+    record = client.submit(planned(client, tmp_path / "project"), lambda line: None)
+    seen = list(client.follow(record.id))
+    last = seen[-1]
+    assert isinstance(last, JobStatus)
+    assert last.state == JobState.FAILED
+    assert "torch" in (last.reason or "")
+    ended = client.get(record.id)
+    assert ended.started is not None and ended.ended is not None
+    assert record.created <= ended.started <= ended.ended <= datetime.now(UTC)
+    assert [e.name for e in client.events(record.id)] == [e.name for e in seen if isinstance(e, Event)]
+    assert client.events(record.id)[-1].name == "failure"
+
+
+def test_following_is_not_disturbed_by_another_launcher_that_looks(client: Client, tmp_path: Path) -> None:
+    backend, ref, plan = sleeping(client, tmp_path)
+    log = folder_of(client, ref) / "log.txt"
+    client._store.add(record_of(plan, ref))
+    follower = client.follow(ref.id, from_start=False)
+    lines = [f"line {n}" for n in range(3)]
+    log.write_text("line 0\n")
+    seen = [item.text for item in [next(follower)] if isinstance(item, LogLine)]
+    for line in lines[1:]:
+        with log.open("a") as file:
+            file.write(f"{line}\n")
+        Client(client.home).get(ref.id)
+    backend.cancel(ref)
+    seen += [item.text for item in follower if isinstance(item, LogLine)]
+    assert seen == lines
