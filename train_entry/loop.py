@@ -217,7 +217,7 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
     def plan_evaluations(self, batches: int, accumulate: int) -> None:
         """Say how many micro-batches an epoch has; the held-out loss is measured evals_per_epoch times."""
         steps = max(1, math.ceil(batches / accumulate))
-        self.eval_every = max(1, steps // self.job.train.evals_per_epoch)
+        self.eval_every = math.ceil(steps / self.job.train.evals_per_epoch)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began = time.perf_counter()

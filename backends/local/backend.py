@@ -34,7 +34,7 @@ from backends.capabilities import known_options, refuse_unsupported
 from backends.local import outcome, process
 from backends.local.environment import TrainingEnvironment
 from backends.local.files import alone, copy_verified, in_words
-from backends.local.machine import gpus
+from backends.local.machine import gpus, old_driver
 from cost.offers import Offer
 from launcher.errors import (
     BackendError,
@@ -52,6 +52,12 @@ SCOPE = "localhost"
 OPTIONS = ("processes", "threads")
 FREE_GIB = 8
 """Disk that a training environment and a small model need."""
+
+
+OLD_DRIVER_FIX = (
+    "update the driver; or name a Python with a torch for older drivers in LAUNCH_TRAIN_PYTHON; "
+    "or hide the GPU (CUDA_VISIBLE_DEVICES=-1) and train on the CPU"
+)
 
 
 class LocalBackend:
@@ -76,6 +82,8 @@ class LocalBackend:
                     fatal=False,
                 )
             )
+        if trouble := self._old_driver():
+            problems.append(Problem(what=trouble, fix=OLD_DRIVER_FIX))
         where = next(p for p in (self._jobs, *self._jobs.parents) if p.exists())
         free = shutil.disk_usage(where).free / 2**30
         if free < FREE_GIB:
@@ -186,7 +194,12 @@ class LocalBackend:
 
     def prepare(self, progress: Progress) -> Path:
         """Build the training environment if need be; its interpreter."""
+        if trouble := self._old_driver():
+            raise BackendError(trouble, OLD_DRIVER_FIX)
         return self._environment.make(progress)
+
+    def _old_driver(self) -> str | None:
+        return None if self._environment.brought else old_driver(gpus())
 
     def run_here(self, module: str, code: Path, env: Mapping[str, str], secrets: Iterable[str]) -> Iterator[str]:
         full = {**os.environ, **env, **self._secrets(secrets), "PYTHONPATH": str(code)}
