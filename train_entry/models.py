@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from pathlib import Path
@@ -48,8 +47,6 @@ def load_base(job: TrainJob, inputs: Path, device: str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    # On every CPU it complains that an optional package of kernels is absent.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     source, extra = model_source(job.model, inputs)
     dtype = weight_dtype(job, device)
     if job.tuning.kind == "qlora":

@@ -7,6 +7,7 @@ failure.json in LAUNCH_OUTPUT_DIR.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -90,6 +91,8 @@ def context(outputs: Path, checkpoints: Path) -> Context:
     inputs = Path(os.environ["LAUNCH_INPUT_DIR"])
     job = read_job(inputs / "job.json")
     stop.set_limit(job.max_hours)
+    # At every import on a CPU it complains that an optional package of kernels is absent.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     import torch
 
     local = int(os.environ.get("LOCAL_RANK", "0"))
