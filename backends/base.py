@@ -7,7 +7,7 @@ with `interruptions` raised. No exception of a vendor's SDK leaves a backend: wh
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -103,15 +103,46 @@ class Capabilities:
     dry_run: bool = False
     regions: bool = True
     wait_for_capacity: bool = True
+    fallback: bool = False
     secrets: bool = True
+    image: bool = True
+    offline: bool = True
+    submits: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """One thing about an account that a backend is told once, by `launch setup`; never a secret.
+
+    `pattern` must match the whole value. `example` has the right form: validation puts it where a fact that
+    is not set yet leaves a placeholder. An optional fact without a value is left out of the request.
+    """
+
+    name: str
+    what: str
+    example: str
+    pattern: str
+    required: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """One backend's account facts (role, bucket, project, workspace, ...); an unset one is None."""
+    """One backend's account facts (role, bucket, project, workspace, ...), name -> value."""
 
     backend: str
     facts: Mapping[str, str | None] = field(default_factory=dict)
+
+    def need(self, name: str) -> str:
+        """The fact's value, or a placeholder in plain sight that submit refuses."""
+        return self.facts.get(name) or f"<set {self.backend}.{name}>"
+
+    def get(self, name: str) -> str | None:
+        """The fact's value, None when it is not set."""
+        return self.facts.get(name)
+
+
+PLACEHOLDER = re.compile(r"<set ([a-z0-9_]+)\.([a-z0-9_]+)>")
+"""What Site.need leaves in a request for a fact that is not set: backend, name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +187,7 @@ class Backend(Protocol):
 
     name: str
     capabilities: Capabilities
+    facts: tuple[Fact, ...]
 
     def __init__(self, home: Path) -> None: ...
 
@@ -174,7 +206,13 @@ class Backend(Protocol):
         """
 
     def validate(self, request: Mapping[str, Any]) -> None:
-        """Check the request against the vendor's own model, offline. Raises ConfigError."""
+        """Check the request against the vendor's own model, offline; placeholders count as their examples.
+
+        Raises ConfigError, or BackendNotInstalledError when the model comes with an extra that is missing.
+        """
+
+    def explain(self, plan: Plan) -> Sequence[tuple[str, str]]:
+        """The request for a person, (what, value) in order: image, place, time limits, uploads, assumptions."""
 
     def stage(self, plan: Plan, progress: Progress) -> None:
         """Put in place what the request refers to; resumable, skips what is there, tells `progress` a line."""

@@ -19,7 +19,9 @@ def refuse_unsupported(job: JobSpec, backend: str, can: Capabilities) -> None:
         ("resources.nodes", wanted.nodes > 1, can.multi_node, "1"),
         ("resources.region", wanted.region is not None, can.regions, "null"),
         ("resources.max_wait_hours", wanted.max_wait_hours is not None, can.wait_for_capacity, "null"),
-        ("resources.fallback", bool(wanted.fallback), can.wait_for_capacity, "[]"),
+        ("resources.fallback", bool(wanted.fallback), can.fallback, "[]"),
+        ("resources.image", wanted.image is not None, can.image, "null"),
+        ("resources.offline", wanted.offline, can.offline, "false"),
         ("secrets", bool(job.secrets), can.secrets, "[]"),
     )
     for field, asked, able, off in asks:

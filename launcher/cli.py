@@ -31,6 +31,7 @@ TABLE: dict[str, str] = {
     "eval": "Judge a finished job's model again, also on other rows.",
     "show": "Everything about one job: figures before and after, cost, files.",
     "backends": "Where jobs can run, and what each still needs.",
+    "setup": "Tell a backend the facts of your account: role, bucket, project.",
     "doctor": "Check this machine; --fix builds what is missing.",
     "schema": "Print the job file's JSON Schema.",
     "completion": "Print the completion script for a shell.",

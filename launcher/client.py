@@ -30,6 +30,7 @@ from backends.base import (
     RunsHere,
     Site,
 )
+from backends.container import placeholders
 from backends.registry import BUILTIN
 from cost.estimate import estimate
 from launcher.bundle import build_bundle, bundle_from_folder
@@ -42,6 +43,7 @@ from launcher.errors import (
     UnsupportedError,
 )
 from launcher.events import Event, from_line
+from launcher.site import load_site
 from launcher.spec import JobSpec
 from launcher.store import SUBMITTING, JobRecord, Store
 
@@ -84,6 +86,9 @@ class Client:
     def submit(self, planned: Planned, progress: Progress, resumes: JobRecord | None = None) -> JobRecord:
         """Record the job, then put it in place and start it. The record is there before anything is sent."""
         plan = planned.plan
+        _refuse_unset_facts(plan)
+        if not self._backend(plan.offer.backend).capabilities.submits:
+            self._backend(plan.offer.backend).stage(plan, progress)  # says what it can't do; nothing is recorded
         self._rebuild_if_lost()
         self._store.add(
             JobRecord(
@@ -231,14 +236,28 @@ class Client:
         for name in registry.names():
             summary = BUILTIN[name].summary if name in BUILTIN else "installed plugin"
             try:
-                problems = self._backend(name).check(Site(backend=name))
+                problems = self._check(self._backend(name))
             except LaunchError as exc:
                 problems = [Problem(what=exc.message, fix=exc.hint or "launch doctor --debug", fatal=False)]
             found.append((name, summary, problems))
         return found
 
+    def _site(self, backend: str) -> Site:
+        return load_site(backend, self._backend(backend).facts)
+
+    def _check(self, target: Backend) -> list[Problem]:
+        """What the backend itself finds, and the facts that it has not been told."""
+        site = self._site(target.name)
+        unset = [fact.name for fact in target.facts if fact.required and not site.get(fact.name)]
+        problems = []
+        if unset:
+            options = " ".join(f"--{name} ..." for name in unset)
+            what = f"not set up: {', '.join(unset)}"
+            problems.append(Problem(what=what, fix=f"launch setup {target.name} {options}"))
+        return [*problems, *target.check(site)]
+
     def _render(self, target: Backend, job: JobSpec, bundle: Bundle, token: str, lineage: str) -> Plan:
-        site = Site(backend=target.name)
+        site = load_site(target.name, target.facts, job)
         offer = next(iter(target.offers(job.resources)))
         request = target.render(job, offer, bundle, site, token, lineage)
         target.validate(request)
@@ -298,7 +317,7 @@ class Client:
 
     def _adopt(self, backend: str, token: str) -> bool:
         """Record the reference of a job that its backend knows though its launcher did not hear so."""
-        ref = next((r for r in self._backend(backend).discover(Site(backend=backend)) if r.id == token), None)
+        ref = next((r for r in self._backend(backend).discover(self._site(backend)) if r.id == token), None)
         if ref is not None:
             self._store.update(token, ref=str(ref), state=JobState.STARTING)
         return ref is not None
@@ -314,7 +333,7 @@ class Client:
         for name in BUILTIN:
             with contextlib.suppress(LaunchError):
                 target = self._backend(name)
-                for ref in target.discover(Site(backend=name)):
+                for ref in target.discover(self._site(name)):
                     with contextlib.suppress(LaunchError, KeyError, TypeError, ValueError):
                         found.append(_from_backend(ref, target.recorded(ref)))
         if found:
@@ -344,6 +363,16 @@ def _next_token(lineage: str, taken: Sequence[str]) -> str:
     """LINEAGE-r2, -r3, ...: one above the highest that is taken."""
     numbers = [id.removeprefix(f"{lineage}-r") for id in taken]
     return f"{lineage}-r{max((int(n) for n in numbers if n.isdecimal()), default=1) + 1}"
+
+
+def _refuse_unset_facts(plan: Plan) -> None:
+    unset = [fact for _, fact in placeholders(plan.request)]
+    if unset:
+        backend = plan.offer.backend
+        options = " ".join(f"--{name} ..." for name in unset)
+        raise ConfigError(
+            f"backend {backend} is not set up: {', '.join(unset)}", f"launch setup {backend} {options}"
+        )
 
 
 def _with_dry_run(job: JobSpec) -> JobSpec:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from backends.base import Problem
+from backends.base import Fact, Problem
 from launcher.client import Planned
 from launcher.store import JobRecord
 
@@ -211,6 +211,18 @@ def files_table(files: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("SHA256", no_wrap=True, style="dim")
     for file in files:
         table.add_row(file["path"], size(file["size"]), file["sha256"][:12])
+    return table
+
+
+def facts_table(found: Sequence[Fact]) -> Table:
+    """A backend's account facts as options."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("OPTION", no_wrap=True)
+    table.add_column("WHAT", overflow="fold")
+    table.add_column("FOR EXAMPLE", overflow="fold", style="dim")
+    for fact in found:
+        note = "" if fact.required else " (optional)"
+        table.add_row(f"--{fact.name.replace('_', '-')}", f"{fact.what}{note}", fact.example)
     return table
 
 

@@ -47,6 +47,10 @@ class Resources(_Part):
     """Where; default: the account's."""
     fallback: tuple[str, ...] = ()
     """Instance types to try next, in order, when the first has no capacity."""
+    image: str | None = None
+    """Container image of your own, best by digest (registry/name@sha256:...); default: the backend's."""
+    offline: bool = False
+    """No way out of the job's machine: packages come along in the bundle, the model from a mounted URI."""
 
 
 def _from_text(section: str, kind: type) -> BeforeValidator:
@@ -93,6 +97,8 @@ class JobSpec(_Part):
     """Where it runs; --backend wins over it."""
     backend_options: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
     """Backend name -> options passed to it as they are."""
+    site: Mapping[str, Mapping[str, str]] = Field(default_factory=dict)
+    """Backend name -> account facts (role, bucket, ...) that win over those of launch setup."""
     tags: Mapping[str, str] = Field(default_factory=dict)
     """Your own labels, put on everything that the job makes."""
 

@@ -32,6 +32,10 @@ class Launch(Protocol):
     ) -> subprocess.CompletedProcess[str]: ...
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the golden requests anew")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # Training processes are not under the guard below: this keeps them from asking the hub.
     os.environ["HF_HUB_OFFLINE"] = "1"

@@ -56,6 +56,9 @@ class Model:
         Doc("Type of the frozen weights; auto is bfloat16 where the processor or GPU computes in it."),
     ] = "auto"
     chat_template: Annotated[str | None, Doc("A Jinja file of yours that replaces the model's.")] = None
+    cache: Annotated[
+        bool, Doc("Keep the base model in the job's storage: an interruption then does not download it again.")
+    ] = False
     trust_remote_code: Annotated[bool, Doc("Run Python that the model's repository ships.")] = False
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import psutil
 from backends.base import (
     Bundle,
     Capabilities,
+    Fact,
     JobRef,
     JobState,
     JobStatus,
@@ -65,8 +66,10 @@ class LocalBackend:
 
     name = "local"
     capabilities = Capabilities(
-        spot=False, multi_node=False, dry_run=True, regions=False, wait_for_capacity=False, secrets=True
-    )
+        spot=False, multi_node=False, dry_run=True, regions=False, wait_for_capacity=False, image=False,
+        offline=False,
+    )  # fmt: skip
+    facts: tuple[Fact, ...] = ()
 
     def __init__(self, home: Path) -> None:
         self._jobs = home / "jobs"
@@ -167,6 +170,13 @@ class LocalBackend:
                     f"backend_options.local.{option}: {value!r} is not a number of 1 or more",
                     f"--set backend_options.local.{option}=2",
                 )
+
+    def explain(self, plan: Plan) -> Sequence[tuple[str, str]]:
+        return [
+            ("python", str(self._environment.python())),
+            ("folder", str(self._jobs / plan.token)),
+            ("processes", plan.request["env"]["LAUNCH_PROCESSES"]),
+        ]
 
     def stage(self, plan: Plan, progress: Progress) -> None:
         folder = self._jobs / plan.token

@@ -21,7 +21,7 @@ def _complete_job(ctx: click.Context, param: click.Parameter, incomplete: str) -
     return [record.id for record in Store(path).find(incomplete)] if path.exists() else []
 
 
-def _complete_backend(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+def complete_backend(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     from backends import registry
 
     return [name for name in registry.names() if name.startswith(incomplete)]
@@ -31,7 +31,7 @@ job_file = click.argument(
     "job_file", type=click.Path(path_type=Path), default=DEFAULT_JOB_FILE, metavar="[JOB_FILE]"
 )
 backend = click.option(
-    "--backend", "-b", metavar="NAME", shell_complete=_complete_backend, help="Where to run; wins over the file."
+    "--backend", "-b", metavar="NAME", shell_complete=complete_backend, help="Where to run; wins over the file."
 )
 sets = click.option(
     "--set", "sets", multiple=True, metavar="PATH=VALUE", help="Override a field: --set train.epochs=5."
