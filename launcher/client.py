@@ -7,7 +7,6 @@ import json
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import psutil
 from backends import registry
 from backends.base import (
     Backend,
-    Bundle,
     JobRef,
     JobState,
     JobStatus,
@@ -30,9 +28,7 @@ from backends.base import (
     RunsHere,
     Site,
 )
-from backends.container import placeholders
 from backends.registry import BUILTIN
-from cost.estimate import estimate
 from launcher.bundle import build_bundle, bundle_from_folder
 from launcher.data.check import DataReport, check_data
 from launcher.errors import (
@@ -43,20 +39,12 @@ from launcher.errors import (
     UnsupportedError,
 )
 from launcher.events import Event, from_line
+from launcher.planning import Planned, check, estimate_json, refuse_unset_facts, render, with_dry_run
 from launcher.site import load_site
 from launcher.spec import JobSpec
 from launcher.store import SUBMITTING, JobRecord, Store
 
 POLL_S = 0.5
-DRY_RUN_STEPS = 5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """A plan, and what the data check saw (None: the data is checked where it is)."""
-
-    plan: Plan
-    data: DataReport | None
 
 
 class Client:
@@ -77,16 +65,26 @@ class Client:
                     f"--dry-run: backend {name} can't run a few steps only",
                     f"launch plan --backend {name} shows the request; --backend local runs some steps here",
                 )
-            job = _with_dry_run(job)
+            job = with_dry_run(job)
         report = check_data(job, folder)
         bundle = build_bundle(job, folder, self.home / "bundles")
         token = f"{job.name}-{secrets.token_hex(3)}"
-        return Planned(plan=self._render(target, job, bundle, token, token), data=report)
+        plan = render(target, job, bundle, token, token)
+        return Planned(plan=plan, data=report, unchecked=check(target, plan))
+
+    def can_submit(self, backend: str) -> bool:
+        """False for a backend that only plans in this version."""
+        return self._backend(backend).capabilities.submits
+
+    def explain(self, plan: Plan) -> Sequence[tuple[str, str]]:
+        """The backend's own account of the request, for a person."""
+        return self._backend(plan.offer.backend).explain(plan)
 
     def submit(self, planned: Planned, progress: Progress, resumes: JobRecord | None = None) -> JobRecord:
         """Record the job, then put it in place and start it. The record is there before anything is sent."""
         plan = planned.plan
-        _refuse_unset_facts(plan)
+        self._backend(plan.offer.backend).validate(plan.request)
+        refuse_unset_facts(plan)
         if not self._backend(plan.offer.backend).capabilities.submits:
             self._backend(plan.offer.backend).stage(plan, progress)  # says what it can't do; nothing is recorded
         self._rebuild_if_lost()
@@ -101,7 +99,7 @@ class Client:
                 bundle_sha256=plan.bundle.sha256,
                 spec=plan.job.model_dump(mode="json"),
                 data=planned.data.as_dict() if planned.data else {},
-                estimate=_estimate_json(plan),
+                estimate=estimate_json(plan),
                 resumes=resumes.id if resumes else None,
                 submitter=_this_process(),
             )
@@ -208,7 +206,7 @@ class Client:
             raise ConfigError(f"{busy[0].id} already goes on from {old.lineage}", f"launch watch {busy[0].id}")
         token = _next_token(old.lineage, [r.id for r in siblings])
         bundle = bundle_from_folder(self._staged(old))
-        plan = self._render(target, job, bundle, token, old.lineage)
+        plan = render(target, job, bundle, token, old.lineage)
         report = DataReport(**old.data) if old.data else None
         return self.submit(Planned(plan=plan, data=report), progress, resumes=old)
 
@@ -255,16 +253,6 @@ class Client:
             what = f"not set up: {', '.join(unset)}"
             problems.append(Problem(what=what, fix=f"launch setup {target.name} {options}"))
         return [*problems, *target.check(site)]
-
-    def _render(self, target: Backend, job: JobSpec, bundle: Bundle, token: str, lineage: str) -> Plan:
-        site = load_site(target.name, target.facts, job)
-        offer = next(iter(target.offers(job.resources)))
-        request = target.render(job, offer, bundle, site, token, lineage)
-        target.validate(request)
-        return Plan(
-            job=job, offer=offer, bundle=bundle, site=site, token=token, lineage=lineage, request=request,
-            estimate=estimate(offer),
-        )  # fmt: skip
 
     def _look_up(self, key: str | None) -> JobRecord:
         self._rebuild_if_lost()
@@ -363,28 +351,6 @@ def _next_token(lineage: str, taken: Sequence[str]) -> str:
     """LINEAGE-r2, -r3, ...: one above the highest that is taken."""
     numbers = [id.removeprefix(f"{lineage}-r") for id in taken]
     return f"{lineage}-r{max((int(n) for n in numbers if n.isdecimal()), default=1) + 1}"
-
-
-def _refuse_unset_facts(plan: Plan) -> None:
-    unset = [fact for _, fact in placeholders(plan.request)]
-    if unset:
-        backend = plan.offer.backend
-        options = " ".join(f"--{name} ..." for name in unset)
-        raise ConfigError(
-            f"backend {backend} is not set up: {', '.join(unset)}", f"launch setup {backend} {options}"
-        )
-
-
-def _with_dry_run(job: JobSpec) -> JobSpec:
-    data = job.model_dump(mode="json")
-    data["train"]["dry_run_steps"] = data["train"]["dry_run_steps"] or DRY_RUN_STEPS
-    return JobSpec.model_validate(data)
-
-
-def _estimate_json(plan: Plan) -> dict[str, Any]:
-    values = asdict(plan.estimate)
-    money: dict[str, Any] = {k: None if values[k] is None else str(values[k]) for k in ("low", "expected", "high")}
-    return {**money, "assumptions": list(values["assumptions"]), "missing": list(values["missing"])}
 
 
 def _from_backend(ref: JobRef, recorded: Mapping[str, Any]) -> JobRecord:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from backends.base import Fact, Problem
-from launcher.client import Planned
+from launcher.planning import Planned
 from launcher.store import JobRecord
 
 STATE_STYLE = {
@@ -110,7 +110,12 @@ def commands(*lines: tuple[str, str]) -> Table:
 
 
 def plan_facts(planned: Planned) -> Table:
-    """A plan for a person: what, on what, where, what it costs, what goes along."""
+    """A plan for a person."""
+    return facts(plan_rows(planned))
+
+
+def plan_rows(planned: Planned) -> list[tuple[str, str | Text]]:
+    """What, on what, where, what it costs, what goes along."""
     plan, data = planned.plan, planned.data
     job, offer = plan.job, plan.offer
     how = f"{job.method}, {job.tuning.kind}"
@@ -141,7 +146,19 @@ def plan_facts(planned: Planned) -> Table:
     ]
     if job.resources.max_hours:
         rows.append(("at most", f"{job.resources.max_hours:g} hours"))
-    return facts(rows)
+    return rows
+
+
+def difference_table(names: Sequence[str], sides: Sequence[Mapping[str, str | Text]]) -> Table:
+    """Two plans beside each other; rows that are equal are dim."""
+    table = Table(header_style="bold")
+    table.add_column("")
+    for name in names:
+        table.add_column(name, overflow="fold", ratio=1)
+    for row in dict.fromkeys(key for side in sides for key in side):
+        cells = [side.get(row, "-") for side in sides]
+        table.add_row(row, *cells, style="dim" if cells[0] == cells[1] else "")
+    return table
 
 
 def jobs_table(records: Sequence[JobRecord], width: int) -> Table:

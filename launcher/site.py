@@ -59,7 +59,7 @@ def check_facts(
     if problems:
         raise ConfigError(
             f"account facts of backend {backend} can't be used",
-            f"launch setup {backend} --help",
+            f"launch setup {backend} --list",
             problems=problems,
         )
     return {fact.name: values.get(fact.name) for fact in facts}

@@ -3,46 +3,93 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from launcher.commands import options
+
+if TYPE_CHECKING:
+    from launcher.client import Client
+    from launcher.planning import Planned
 
 
 @click.command("plan")
 @options.job_file
 @options.backend
 @options.sets
+@click.option("--diff", metavar="BACKEND", help="Show how another backend would run it instead.")
 @options.as_json
-def command(job_file: Path, backend: str | None, sets: tuple[str, ...], as_json: bool) -> None:
-    """Check JOB_FILE (default: launch.yaml) and its data, and show what would run. Sends nothing."""
+def command(job_file: Path, backend: str | None, sets: tuple[str, ...], diff: str | None, as_json: bool) -> None:
+    """Check JOB_FILE (default: launch.yaml) and its data, and show the exact request. Sends nothing."""
     from launcher import screen
     from launcher.load import load_job
 
-    planned = options.make_client().plan(load_job(job_file, sets), job_file.absolute().parent, backend)
+    client = options.make_client()
+    job, folder = load_job(job_file, sets), job_file.absolute().parent
+    planned = client.plan(job, folder, backend)
+    if diff is not None:
+        _show_difference(client, planned, client.plan(job, folder, diff), as_json)
+    elif as_json:
+        screen.print_json(_describe(planned))
+    else:
+        _show(client, planned)
+
+
+def _describe(planned: Planned) -> dict[str, Any]:
     plan = planned.plan
-    if as_json:
-        screen.print_json(
-            {
-                "backend": plan.offer.backend,
-                "hardware": plan.offer.instance_type,
-                "estimate": {
-                    "low": plan.estimate.low,
-                    "expected": plan.estimate.expected,
-                    "high": plan.estimate.high,
-                },
-                "bundle": {
-                    "sha256": plan.bundle.sha256,
-                    "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in plan.bundle.files],
-                },
-                "data": planned.data.as_dict() if planned.data else None,
-                "request": plan.request,
-                "job": plan.job.model_dump(mode="json"),
-            }
-        )
-        return
+    estimate = plan.estimate
+    return {
+        "backend": plan.offer.backend,
+        "hardware": plan.offer.instance_type,
+        "estimate": {"low": estimate.low, "expected": estimate.expected, "high": estimate.high},
+        "bundle": {
+            "sha256": plan.bundle.sha256,
+            "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in plan.bundle.files],
+        },
+        "data": planned.data.as_dict() if planned.data else None,
+        "checked": planned.unchecked is None,
+        "unset": _unset(planned),
+        "request": plan.request,
+        "job": plan.job.model_dump(mode="json"),
+    }
+
+
+def _show(client: Client, planned: Planned) -> None:
+    from launcher import screen
+
     console = screen.out()
     console.print(screen.plan_facts(planned))
+    rows = client.explain(planned.plan)
+    if rows:
+        console.print(screen.facts(rows))
     for warning in planned.data.warnings if planned.data else ():
         console.print(f"note: {warning}", style="yellow")
-    console.print("the job is good: launch run starts it", style="green")
+    if planned.unchecked:
+        console.print(f"not checked against the vendor's model: {planned.unchecked}", style="yellow")
+    name = planned.plan.offer.backend
+    if unset := _unset(planned):
+        said = " ".join(f"--{fact.replace('_', '-')} ..." for fact in unset)
+        console.print(f"not set yet: {', '.join(unset)}", style="yellow")
+        console.print(f"  launch setup {name} {said}", soft_wrap=True)
+    elif client.can_submit(name):
+        console.print("the job is good: launch run starts it", style="green")
+    console.print("the request itself: launch plan --json", style="dim")
+
+
+def _show_difference(client: Client, one: Planned, other: Planned, as_json: bool) -> None:
+    """Both plans row by row; what is equal is shown once."""
+    from launcher import screen
+
+    names = [p.plan.offer.backend for p in (one, other)]
+    if as_json:
+        screen.print_json({name: _describe(p) for name, p in zip(names, (one, other), strict=True)})
+        return
+    sides = [dict([*screen.plan_rows(p), *client.explain(p.plan)]) for p in (one, other)]
+    screen.out().print(screen.difference_table(names, sides))
+
+
+def _unset(planned: Planned) -> list[str]:
+    from backends.container import placeholders
+
+    return [fact for _, fact in placeholders(planned.plan.request)]

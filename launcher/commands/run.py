@@ -12,7 +12,7 @@ import click
 from launcher.commands import options
 
 if TYPE_CHECKING:
-    from launcher.client import Planned
+    from launcher.planning import Planned
 
 
 @click.command("run")

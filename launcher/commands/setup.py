@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from backends.base import Fact
 
 
-@click.command("setup", context_settings={"ignore_unknown_options": True, "help_option_names": ["-h"]})
+@click.command("setup", context_settings={"ignore_unknown_options": True})
 @click.argument("backend", shell_complete=options.complete_backend)
 @click.argument("facts", nargs=-1, type=click.UNPROCESSED, metavar="[--FACT VALUE]...")
 def command(backend: str, facts: tuple[str, ...]) -> None:
     """Tell BACKEND the facts of your account: role, bucket, project, ... ; asks for what no option names.
 
-    launch setup BACKEND --help lists the facts. They are kept in your configuration folder. No secret is
+    launch setup BACKEND --list shows the facts. They are kept in your configuration folder. No secret is
     asked for: credentials stay where the vendor's own tools keep them.
     """
     from backends import registry
@@ -31,7 +31,7 @@ def command(backend: str, facts: tuple[str, ...]) -> None:
     if not target.facts:
         click.echo(f"{backend} needs no facts")
         return
-    if "--help" in facts:
+    if "--list" in facts:
         _list_facts(backend, target.facts)
         return
     given = _parse(facts)
@@ -47,7 +47,7 @@ def command(backend: str, facts: tuple[str, ...]) -> None:
         check_facts(backend, target.facts, values, {name: f"--{name}" for name in values})
     elif not given:
         raise ConfigError(
-            f"setup {backend}: nobody can be asked here", f"launch setup {backend} --help lists the options"
+            f"setup {backend}: nobody can be asked here", f"launch setup {backend} --list shows the options"
         )
     path = save_site(backend, values)
     click.echo(f"wrote {path}")

@@ -10,13 +10,13 @@
             return {blob.name: blob.generation for blob in ...}
 
 The suite submits three small jobs (one ends well, one fails, one is cancelled), each once a class. This is the
-only part of the distribution that needs pytest.
+only part of the distribution that needs pytest. RenderContract is the half before anything is sent.
 """
 
 import pytest
 
 pytest.register_assert_rewrite("launcher.testing.contract")
 
-from launcher.testing.contract import BackendContract  # noqa: E402 - after its asserts are to be rewritten
+from launcher.testing.contract import BackendContract, RenderContract  # noqa: E402 - after its asserts are to be rewritten
 
-__all__ = ["BackendContract"]
+__all__ = ["BackendContract", "RenderContract"]

@@ -28,10 +28,8 @@ TOUCHES = ("open", "os.mkdir", "os.rename", "os.remove", "os.listdir", "socket."
 _watched: list[str] | None = None
 
 
-class BackendContract(ContractJobs):
-    """Every test of the contract; the hooks stand in ContractJobs."""
-
-    # Before anything is sent
+class RenderContract(ContractJobs):
+    """What a backend must show before anything is sent; all of it, for one that only plans."""
 
     def test_the_constructor_touches_nothing(self, tmp_path: Path) -> None:
         self.make_backend(tmp_path / "warm")  # imports read files
@@ -119,6 +117,13 @@ class BackendContract(ContractJobs):
     def test_check_names_a_fix_for_every_problem(self, tmp_path: Path) -> None:
         problems = self.make_backend(tmp_path).check(self.site())
         assert all(isinstance(problem, Problem) and problem.what and problem.fix for problem in problems)
+
+    def _render(self, backend: Backend, plan: Plan) -> Any:
+        return backend.render(plan.job, plan.offer, plan.bundle, plan.site, plan.token, plan.lineage)
+
+
+class BackendContract(RenderContract):
+    """Every test of the contract; the hooks stand in ContractJobs."""
 
     @pytest.mark.parametrize("what", ["status", "logs", "cancel", "download", "release", "recorded"])
     def test_an_unknown_job_is_not_found(self, what: str, tmp_path: Path) -> None:
@@ -284,9 +289,6 @@ class BackendContract(ContractJobs):
     def unknown_ref(self, backend: Backend) -> JobRef:
         """A well-formed reference; its id is replaced by one that no job has."""
         return JobRef(backend.name, "localhost", "any")
-
-    def _render(self, backend: Backend, plan: Plan) -> Any:
-        return backend.render(plan.job, plan.offer, plan.bundle, plan.site, plan.token, plan.lineage)
 
 
 def _assert_legal(ran: Ran) -> None:

@@ -91,7 +91,11 @@ def test_plan_json_is_one_document_with_stable_names(launch, tmp_path):
     launch("init", cwd=tmp_path)
     done = launch("plan", "--json", "--set", "train.epochs=2", cwd=tmp_path)
     found = json.loads(done.stdout)
-    assert {"backend", "hardware", "estimate", "bundle", "data", "request", "job"} == found.keys()
+    assert found.keys() == {
+        "backend", "hardware", "estimate", "bundle", "data", "checked", "unset", "request", "job",
+    }  # fmt: skip
+    assert found["checked"] is True
+    assert found["unset"] == []
     assert found["backend"] == "local"
     assert found["job"]["train"]["epochs"] == 2
     assert found["estimate"]["expected"] == "0"

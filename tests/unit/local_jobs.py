@@ -9,7 +9,8 @@ from typing import Any
 
 from backends.base import JobRef
 from backends.local import LocalBackend
-from launcher.client import Client, Planned
+from launcher.client import Client
+from launcher.planning import Planned
 from launcher.spec import JobSpec
 
 SLEEP = "import time\ntime.sleep(60)\n"

@@ -15,9 +15,10 @@ import pytest
 
 from backends.base import JobRef, JobState, JobStatus, LogLine
 from backends.local import LocalBackend
-from launcher.client import Client, Planned
+from launcher.client import Client
 from launcher.errors import LaunchError
 from launcher.events import Event
+from launcher.planning import Planned
 from launcher.store import SUBMITTING, JobRecord
 from tests.unit.local_jobs import folder_of, planned, sleeping
 
