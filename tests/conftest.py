@@ -100,8 +100,9 @@ def tiny_model(train_python: Path) -> Path:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty LAUNCH_HOME, in this process and in those it starts."""
+    """An empty LAUNCH_HOME and no account facts, in this process and in those it starts."""
     folder = tmp_path / "home"
+    monkeypatch.setenv("LAUNCH_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("LAUNCH_HOME", str(folder))
     return folder
 

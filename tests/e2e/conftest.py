@@ -13,6 +13,12 @@ import pytest
 
 from tests.e2e.jobs import family
 
+INTERRUPTIBLE = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from launcher.cli import main; main()"
+)
+"""The launcher with Ctrl-C in force: what runs in the background of a script inherits it as ignored."""
+
 
 @pytest.fixture
 def start(home: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
@@ -21,7 +27,7 @@ def start(home: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen
 
     def run(*args: str, cwd: Path | None = None) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "launcher.cli", *args], cwd=cwd or tmp_path, text=True, start_new_session=True,
+            [sys.executable, "-c", INTERRUPTIBLE, *args], cwd=cwd or tmp_path, text=True, start_new_session=True,
             env={**os.environ, "LAUNCH_HOME": str(home), "NO_COLOR": "1", "COLUMNS": "80"},
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip

@@ -1,0 +1,48 @@
+"""docs/backends.md: every field of the job file on every backend, as the rendered requests show it.
+
+`python -m tests.golden.table` writes it; tests/unit/test_every_field.py compares.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from backends import registry
+from tests.golden.fields import FIELDS, expression
+
+TARGET = Path(__file__).resolve().parents[2] / "docs" / "backends.md"
+HEAD = """# What every backend makes of every field
+
+Made by `python -m tests.golden.table` from the requests themselves: each field is changed, the request is
+rendered, and what moved is listed. `job.json` is the resolved job inside the bundle, which the training process
+reads. A path is a place in the vendor's request. `refused` is what `launch plan` says instead of dropping it.
+The whole requests stand in `tests/golden/`.
+
+`backend` chooses the column. `local` runs the same bundle as a process: resources that it can't offer are
+refused by name.
+"""
+
+
+def table() -> str:
+    """The page."""
+    names = [name for name in registry.BUILTIN if name != "local"]
+    lines = [f"| field | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
+    with TemporaryDirectory() as place:
+        for field in FIELDS:
+            cells = [_cell(expression(name, field, Path(place))) for name in names]
+            lines.append(f"| `{field}` | {' | '.join(cells)} |")
+    return HEAD + "\n" + "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Long lists of paths are cut to what a reader takes in."""
+    if text.startswith(("refused", "job.json", "its only")) or " " in text.split(", ")[0]:
+        return text.replace("|", "\\|")
+    paths = text.split(", ")
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(f"`{p}`" for p in paths[:3]) + more
+
+
+if __name__ == "__main__":
+    TARGET.write_text(table(), encoding="utf-8")
