@@ -19,6 +19,8 @@ from train_entry.embedded import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
 INSIDE = "--inside"
+WALL = "FINELAUNCH_TESTS_WALL"
+"""Set when the tests run where there is no network but loopback."""
 WHEELS = cache() / "tests" / "wheels"
 OVERLAY_PACKAGES = ("pytest", "pytest-timeout")
 
@@ -35,7 +37,9 @@ def main(arguments: list[str]) -> int:
     )
     _fetch_wheel(python)
     inside = [sys.executable, "-m", "tests.run", INSIDE, str(python), str(overlay), *arguments]
-    return subprocess.run([*_wall(), *inside], cwd=ROOT, check=False).returncode
+    wall = _wall()
+    env = {**os.environ, WALL: "1" if wall else ""}
+    return subprocess.run([*wall, *inside], cwd=ROOT, env=env, check=False).returncode
 
 
 def _pytest_for(python: Path) -> Path:
