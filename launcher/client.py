@@ -80,13 +80,21 @@ class Client:
         """The backend's own account of the request, for a person."""
         return self._backend(plan.offer.backend).explain(plan)
 
+    def refuse_unready(self, plan: Plan) -> None:
+        """Raise LaunchError when the plan can't be submitted: unset facts, a missing extra, a planning backend."""
+        target = self._backend(plan.offer.backend)
+        if not target.capabilities.submits:
+            raise UnsupportedError(
+                f"backend {target.name}: this version shows the exact request and can't submit it",
+                f"launch plan --backend {target.name} prints it; launch run --backend local trains here",
+            )
+        refuse_unset_facts(plan)
+        target.validate(plan.request)
+
     def submit(self, planned: Planned, progress: Progress, resumes: JobRecord | None = None) -> JobRecord:
         """Record the job, then put it in place and start it. The record is there before anything is sent."""
         plan = planned.plan
-        self._backend(plan.offer.backend).validate(plan.request)
-        refuse_unset_facts(plan)
-        if not self._backend(plan.offer.backend).capabilities.submits:
-            self._backend(plan.offer.backend).stage(plan, progress)  # says what it can't do; nothing is recorded
+        self.refuse_unready(plan)
         self._rebuild_if_lost()
         self._store.add(
             JobRecord(

@@ -44,6 +44,7 @@ def command(
         console.print(screen.plan_facts(planned))
     for warning in planned.data.warnings if planned.data else ():
         console.print(f"note: {warning}", style="yellow")
+    client.refuse_unready(planned.plan)  # before anybody is asked about money
     _confirm(planned, yes, as_json)
     record = client.submit(planned, lambda line: console.print(f"[dim]{line}[/dim]"))
     if as_json:
