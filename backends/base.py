@@ -6,6 +6,7 @@ with `interruptions` raised. No exception of a vendor's SDK leaves a backend: wh
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -70,7 +71,7 @@ class JobRef:
         found = re.fullmatch(r"([^:/\s]+)://([^/\s]+)/(\S+?)/?", text.strip())
         if found is None:
             raise ConfigError(
-                f"{text!r} is not a job reference", "write backend://scope/id, as launch list prints it"
+                f"{text!r} is not a job reference", "write backend://scope/id, as launch list --json prints it"
             )
         return cls(*found.groups())
 
@@ -143,6 +144,12 @@ class Site:
 
 PLACEHOLDER = re.compile(r"<set ([a-z0-9_]+)\.([a-z0-9_]+)>")
 """What Site.need leaves in a request for a fact that is not set: backend, name."""
+
+
+def placeholders(value: Any) -> list[tuple[str, str]]:
+    """(backend, fact) of every placeholder in a request, each once, in order."""
+    found = {match.groups(): None for match in PLACEHOLDER.finditer(json.dumps(value, ensure_ascii=False))}
+    return [(backend, fact) for backend, fact in found]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,12 +140,6 @@ def _paths(options: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _paths(value, f"{prefix}{key}.")
 
 
-def placeholders(value: Any) -> list[tuple[str, str]]:
-    """(backend, fact) of every placeholder in a request, each once, in order."""
-    found = {match.groups(): None for match in PLACEHOLDER.finditer(json.dumps(value, ensure_ascii=False))}
-    return [(backend, fact) for backend, fact in found]
-
-
 def with_examples(value: Any, facts: tuple[Fact, ...]) -> Any:
     """`value` with every placeholder replaced by its fact's example, for validation."""
     examples = {fact.name: fact.example for fact in facts}

@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 from click_default_group import DefaultGroup
@@ -69,6 +69,19 @@ class Verbs(DefaultGroup):  # type: ignore[misc]
         with formatter.section("Commands"):
             formatter.write_dl(list(TABLE.items()))
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb. A reader (head, less) that has seen enough is no error, as click and rich make it."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            pass
+        except SystemExit as exc:
+            if not isinstance(exc.__context__, BrokenPipeError):
+                raise
+        # The interpreter must not complain at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
     def _refuse_unknown(self, ctx: click.Context, word: str) -> None:
         """A bare word must be a verb or a file that is there: a typing error must not start a job."""
         if ctx.resilient_parsing or Path(word).is_file():
@@ -77,6 +90,11 @@ class Verbs(DefaultGroup):  # type: ignore[misc]
             raise click.UsageError(f"there is no file {word}\n  launch init writes a job file", ctx)
         import difflib
 
+        from launcher.commands.options import DEFAULT_JOB_FILE
+
+        inside = Path(word) / DEFAULT_JOB_FILE
+        if inside.is_file():
+            raise click.UsageError(f"{word} is a folder; its job file is {inside}", ctx)
         close = difflib.get_close_matches(word, TABLE, n=1)
         guess = f"did you mean launch {close[0]}?" if close else "launch --help lists the commands"
         raise click.UsageError(f"{word!r} is neither a command nor a file; {guess}", ctx)
@@ -112,10 +130,6 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         code = INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; the interpreter must not complain at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except Exception as exc:  # noqa: BLE001 - the one place where errors become words and a code
         code = _tell(exc, "--debug" in sys.argv)
     sys.exit(code)
@@ -134,7 +148,8 @@ def _tell(exc: Exception, debug: bool) -> int:
             click.echo(f"launch: unexpected {type(exc).__name__}: {exc}", err=True)
             click.echo("  this is a bug: the same command with --debug shows where", err=True)
         return 1
-    click.secho(f"Error: {exc.message}", err=True, fg="red", bold=True)
+    colour = False if os.environ.get("NO_COLOR") else None
+    click.secho(f"Error: {exc.message}", err=True, fg="red", bold=True, color=colour)
     for line in (*getattr(exc, "problems", ()), *getattr(exc, "log_tail", ())):
         click.echo(f"  {line}", err=True)
     if exc.hint:

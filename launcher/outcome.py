@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+import click
 
 from backends.base import JobStatus, LogLine
 from launcher import screen
@@ -15,32 +19,44 @@ from launcher.live import follow
 from launcher.store import JobRecord
 
 TAIL = 12
+DETACHED = 130
+"""Exit code of a launcher that stopped following (as Ctrl-C's own)."""
+
+
+UNKNOWN_ESTIMATE: dict[str, Any] = {"low": None, "expected": None, "high": None, "assumptions": [], "missing": []}
+"""Of a job whose record was lost and rebuilt."""
 
 
 def stay(client: Client, job_id: str, as_json: bool, from_start: bool = True) -> None:
     """Follow the job to its end and print the result.
 
-    Raises JobFailedError when it failed or was cancelled. Ctrl-C detaches: prints how to come back, then
-    raises KeyboardInterrupt; the job goes on.
+    Raises JobFailedError when it failed or was cancelled. Ctrl-C detaches.
     """
-    console = screen.err()
     items = client.follow(job_id, from_start=from_start)
-    try:
+    with detaching(job_id):
         if as_json:
             _follow_json(items)
         else:
-            follow(items, job_id, console)
-    except KeyboardInterrupt:
-        console.print(f"\ndetached; {job_id} goes on", style="bold")
-        console.print(f"  launch watch {job_id}    follows it again")
-        console.print(f"  launch cancel {job_id}   checkpoints and stops it")
-        raise
+            follow(items, job_id, screen.err())
     record = client.get(job_id)
     if as_json:
         print(json.dumps({"event": "job", **describe(record)}, default=str), flush=True)
     _raise_if_failed(client, record)
     if not as_json:
         print_result(record)
+
+
+@contextlib.contextmanager
+def detaching(job_id: str) -> Iterator[None]:
+    """Ctrl-C in here ends the program, not the job: says how to come back and raises click's Exit(130)."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console = screen.err()
+        console.print(f"\ndetached; {job_id} goes on", style="bold")
+        console.print(f"  launch watch {job_id}    follows it again", soft_wrap=True)
+        console.print(f"  launch cancel {job_id}   checkpoints and stops it", soft_wrap=True)
+        raise click.exceptions.Exit(DETACHED) from None
 
 
 def describe(record: JobRecord) -> dict[str, Any]:
@@ -62,7 +78,7 @@ def describe(record: JobRecord) -> dict[str, Any]:
         "task": record.spec["task"],
         "data": dict(record.data),
         "evaluation": dict(record.evaluation),
-        "estimate": dict(record.estimate),
+        "estimate": {**UNKNOWN_ESTIMATE, **record.estimate},
         "actual": dict(record.actual),
         "artifacts": [dict(a) for a in record.artifacts],
     }
@@ -83,7 +99,7 @@ def print_result(record: JobRecord) -> None:
         if actual.get("steps") and record.spec["train"]["dry_run_steps"]:
             console.print("dry run: the steps were real; nothing was kept.  Next: launch run", style="bold")
         return
-    where = f"{record.folder}/artifact" if record.folder else f"launch fetch {record.id}"
+    where = Path(record.folder) / "artifact" if record.folder else f"launch fetch {record.id}"
     console.print(f"artifact  {where}", style="bold", soft_wrap=True)
     console.print("next", style="bold")
     console.print(

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from backends.base import Backend, Bundle, Plan
-from backends.container import placeholders
+from backends.base import Backend, Bundle, Plan, placeholders
 from cost.estimate import estimate
 from launcher.data.check import DataReport
 from launcher.errors import BackendNotInstalledError, ConfigError

@@ -273,7 +273,7 @@ class LocalBackend:
         found = process.running(folder / "process.json") if self._submitted(folder) else None
         if found is not None:
             (folder / "cancel").touch()
-            process.ask_to_stop(found)
+            process.ask_to_stop(found, folder / "output" / ".work" / "stop")
 
     def download(self, ref: JobRef, to: Path) -> None:
         folder = self._folder(ref)

@@ -29,7 +29,7 @@ class TrainingEnvironment:
 
     def __init__(self, cache: Path) -> None:
         own = os.environ.get("LAUNCH_TRAIN_PYTHON")
-        self._own = Path(own) if own else None
+        self._own = _named(own) if own else None
         self._cache = cache / "environments"
 
     @property
@@ -113,6 +113,12 @@ class TrainingEnvironment:
             pid = left.name.removeprefix("building-")
             if pid.isdigit() and not psutil.pid_exists(int(pid)):
                 shutil.rmtree(left, ignore_errors=True)
+
+
+def _named(own: str) -> Path:
+    """The interpreter by its whole path: a job starts in a folder of its own. Links stay, a venv is one."""
+    path = Path(own).expanduser()
+    return Path(shutil.which(path) or path).absolute()
 
 
 def _python_of(folder: Path) -> Path:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -106,8 +107,16 @@ def started(note: Path) -> datetime | None:
         return None
 
 
-def ask_to_stop(process: psutil.Process) -> None:
-    """SIGTERM to the entrypoint, which passes it on and checkpoints."""
+def ask_to_stop(process: psutil.Process, stop_file: Path) -> None:
+    """SIGTERM to the entrypoint, which passes it on and checkpoints.
+
+    On Windows a signal would end it there and then, and leave its ranks running: there it is the file that they
+    look for after each step.
+    """
+    if sys.platform == "win32":
+        stop_file.parent.mkdir(parents=True, exist_ok=True)
+        stop_file.touch()
+        return
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGTERM)
 

@@ -19,6 +19,7 @@ def command(job: str | None, follow: bool, tail: int | None, as_json: bool) -> N
     from backends.base import JobStatus, LogLine
     from launcher.events import Event, from_line
     from launcher.live import as_words
+    from launcher.outcome import detaching
 
     client = options.make_client()
     job_id = client.get(job).id
@@ -33,9 +34,10 @@ def command(job: str | None, follow: bool, tail: int | None, as_json: bool) -> N
             click.echo(line)
 
     if follow:
-        for item in client.follow(job_id):
-            if not isinstance(item, JobStatus):
-                show(item)
+        with detaching(job_id):
+            for item in client.follow(job_id):
+                if not isinstance(item, JobStatus):
+                    show(item)
         return
     lines = [from_line(line.text) or line for line in client.log_lines(job_id)]
     for item in lines if tail is None else lines[len(lines) - min(tail, len(lines)) :]:

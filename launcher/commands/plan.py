@@ -33,7 +33,7 @@ def command(job_file: Path, backend: str | None, sets: tuple[str, ...], diff: st
     elif as_json:
         screen.print_json(_describe(planned))
     else:
-        _show(client, planned)
+        _show(client, planned, job_file)
 
 
 def _describe(planned: Planned) -> dict[str, Any]:
@@ -55,9 +55,10 @@ def _describe(planned: Planned) -> dict[str, Any]:
     }
 
 
-def _show(client: Client, planned: Planned) -> None:
+def _show(client: Client, planned: Planned, job_file: Path) -> None:
     from launcher import screen
 
+    where = "" if job_file == Path(options.DEFAULT_JOB_FILE) else f" {job_file}"
     console = screen.out()
     console.print(screen.plan_facts(planned))
     rows = client.explain(planned.plan)
@@ -73,8 +74,8 @@ def _show(client: Client, planned: Planned) -> None:
         console.print(f"not set yet: {', '.join(unset)}", style="yellow")
         console.print(f"  launch setup {name} {said}", soft_wrap=True)
     elif client.can_submit(name):
-        console.print("the job is good: launch run starts it", style="green")
-    console.print("the request itself: launch plan --json", style="dim")
+        console.print(f"the job is good: launch run{where} starts it", style="green", soft_wrap=True)
+    console.print(f"the request itself: launch plan{where} --json", style="dim", soft_wrap=True)
 
 
 def _show_difference(client: Client, one: Planned, other: Planned, as_json: bool) -> None:
@@ -90,6 +91,6 @@ def _show_difference(client: Client, one: Planned, other: Planned, as_json: bool
 
 
 def _unset(planned: Planned) -> list[str]:
-    from backends.container import placeholders
+    from backends.base import placeholders
 
     return [fact for _, fact in placeholders(planned.plan.request)]

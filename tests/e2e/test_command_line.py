@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -196,6 +197,49 @@ def test_a_reader_that_stops_early_gets_no_traceback(home):
     _, stderr = process.communicate(timeout=60)
     assert b"Traceback" not in stderr
     assert b"BrokenPipe" not in stderr
+    assert process.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_terminal_without_colour_gets_errors_without_colour(home):
+    for no_color, coloured in (("", True), ("1", False)):
+        outer, inner = os.openpty()
+        subprocess.run(
+            [sys.executable, "-m", "launcher.cli", "show", "nope"], stderr=inner, check=False,
+            env={**os.environ, "LAUNCH_HOME": str(home), "NO_COLOR": no_color},
+        )  # fmt: skip
+        os.close(inner)
+        said = os.read(outer, 10_000).decode()
+        os.close(outer)
+        assert "no job 'nope'" in said
+        assert (ESCAPE in said) is coloured
+
+
+def test_a_folder_in_the_place_of_a_verb_is_answered_with_its_job_file(launch, tmp_path):
+    launch("init", "mine")
+    done = launch("mine")
+    assert done.returncode == 2
+    assert str(Path("mine") / "launch.yaml") in done.stderr
+
+
+def test_what_plan_says_to_type_next_names_the_job_file(launch):
+    launch("init", "mine")
+    path = Path("mine") / "launch.yaml"
+    said = launch("plan", str(path)).stdout
+    assert f"launch run {path} starts it" in said
+    assert f"launch plan {path} --json" in said
+
+
+def test_every_template_names_the_schema_to_editors(launch, tmp_path):
+    for template in ("support_triage", "blank"):
+        launch("init", template, "--template", template)
+        first = (tmp_path / template / "launch.yaml").read_text(encoding="utf-8").splitlines()[0]
+        assert first.startswith("# yaml-language-server: $schema=")
+
+
+def test_the_readme_lists_every_verb():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert [verb for verb in TABLE if f"| `launch {verb}" not in readme] == []
 
 
 def test_help_lines_of_the_table_are_what_the_commands_are(launch):

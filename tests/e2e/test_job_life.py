@@ -168,7 +168,15 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(launch, start, tmp_path, tiny
     assert follower.returncode == 130
     assert f"launch watch {job['id']}" in stderr
     assert f"launch cancel {job['id']}" in stderr
+    assert "interrupted" not in stderr
     assert job["state"] in ("STARTING", "RUNNING")
+    reader = start("logs", "-f", job["id"])
+    assert reader.stdout.readline()
+    reader.send_signal(signal.SIGINT)
+    _, stderr = reader.communicate(timeout=30)
+    assert reader.returncode == 130
+    assert f"launch watch {job['id']}" in stderr
+    assert f"launch cancel {job['id']}" in stderr
     launch("cancel", job["id"])
 
 

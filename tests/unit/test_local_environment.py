@@ -136,6 +136,20 @@ def test_a_python_of_your_own_is_used_as_it_is(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "environments").exists()
 
 
+def test_a_python_of_your_own_may_be_named_from_here_from_home_or_from_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "bin" / "mypython"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(python.parent))
+    for name in ("bin/mypython", "~/bin/mypython", "mypython"):
+        monkeypatch.setenv("LAUNCH_TRAIN_PYTHON", name)
+        assert TrainingEnvironment(tmp_path).python() == python  # jobs start in a folder of their own
+
+
 def test_a_python_of_your_own_that_does_not_start_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,6 +193,22 @@ def test_a_secret_that_is_nowhere_is_named_before_anything_starts(client: Client
     assert "NO_SUCH_SECRET_HERE" in (record.reason or "")
 
 
+def test_on_windows_a_job_is_asked_to_stop_by_the_file_that_its_ranks_watch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = tmp_path / "process.json"
+    process.start([sys.executable, "-c", SLEEP], os.environ, tmp_path, tmp_path / "log", note)
+    found = process.running(note)
+    assert found is not None
+    stop_file = tmp_path / "output" / ".work" / "stop"
+    with monkeypatch.context() as there:
+        there.setattr(sys, "platform", "win32")
+        process.ask_to_stop(found, stop_file)
+    assert stop_file.exists()
+    assert process.running(note) is not None  # not killed: it checkpoints first
+    found.kill()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"threads": 0}, "threads: '0'"), ({"proceses": 2}, "proceses"), ({"processes": "x"}, "'x'")],

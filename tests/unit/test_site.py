@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from backends.base import Fact, Site
-from backends.container import merged, placeholders, with_examples
+from backends.base import Fact, Site, placeholders
+from backends.container import merged, with_examples
 from launcher.errors import ConfigError
 from launcher.site import load_site, save_site, sites_file
 from launcher.spec import JobSpec
