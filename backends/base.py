@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from cost.estimate import CostEstimate
 from cost.offers import Offer
@@ -21,7 +21,19 @@ from launcher.errors import ConfigError
 from launcher.spec import JobSpec, Resources
 
 Progress = Callable[[str], None]
-"""Takes a line of text for the user who waits."""
+"""Takes a line of text for the user who waits; a Moved line is drawn as a bar where that can be."""
+
+
+class Moved(str):
+    """A progress line that says how far it is: bytes done of all bytes."""
+
+    done: int
+    total: int
+
+    def __new__(cls, what: str, done: int, total: int) -> Moved:
+        line = super().__new__(cls, f"{what}: {done / 2**20:.1f} of {total / 2**20:.1f} MiB")
+        line.done, line.total = done, total
+        return line
 
 
 class JobState(StrEnum):
@@ -51,6 +63,8 @@ class JobStatus:
     ended: datetime | None = None
     interruptions: int = 0
     url: str | None = None
+    billable_s: float | None = None
+    """Seconds that the vendor bills for each of the job's machines, once it says so."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +107,7 @@ class Problem:
     what: str
     fix: str
     fatal: bool = True
+    kind: Literal["config", "credentials", "quota", "unreachable"] = "config"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +124,10 @@ class Capabilities:
     image: bool = True
     offline: bool = True
     submits: bool = True
+    poll_s: float = 0.5
+    """How long a follower waits between two looks at the job."""
+    drain_s: float = 0.0
+    """How long after its end a job's last lines may still be on their way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +151,8 @@ class Site:
 
     backend: str
     facts: Mapping[str, str | None] = field(default_factory=dict)
+    owner: str | None = None
+    """Who submits: rides along as a tag, so that people who share an account know whose job it is."""
 
     def need(self, name: str) -> str:
         """The fact's value, or a placeholder in plain sight that submit refuses."""
@@ -154,12 +175,12 @@ def placeholders(value: Any) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class BundleFile:
-    """One file of a bundle: its path inside, and where its bytes are on this machine."""
+    """One file of a bundle: its path inside, and where its bytes are on this machine (None: nowhere here)."""
 
     path: str
     size: int
     sha256: str
-    source: Path
+    source: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,8 +219,8 @@ class Backend(Protocol):
 
     def __init__(self, home: Path) -> None: ...
 
-    def check(self, site: Site) -> list[Problem]:
-        """Read-only look at credentials, quota, tools; each problem with its fix."""
+    def check(self, site: Site, plan: Plan | None = None) -> list[Problem]:
+        """Read-only look at credentials, quota, tools, and at what `plan` needs of them; each with its fix."""
 
     def offers(self, resources: Resources) -> Iterable[Offer]:
         """Hardware that fits, best first. Raises CapacityError or UnsupportedError when there is none."""
@@ -242,11 +263,43 @@ class Backend(Protocol):
     def release(self, ref: JobRef) -> None:
         """Remove what the job left stored or running. Refuses while the job runs."""
 
+    def find(self, site: Site, token: str, region: str | None = None) -> JobRef | None:
+        """The job with this token, None when the vendor has none: asked when a submit's answer was lost.
+
+        `region`: the job's own, where it names one.
+        """
+
     def discover(self, site: Site) -> Iterable[JobRef]:
         """The jobs of ours that the vendor knows: rebuilds a lost record."""
 
     def recorded(self, ref: JobRef) -> Mapping[str, Any]:
-        """What submit left with the job so that a lost record can be rebuilt: {job, token, lineage, ...}."""
+        """What submit left with the job so that a lost record can be rebuilt (see `job_record`)."""
+
+    def bundle(self, ref: JobRef, to: Path | None = None) -> Bundle:
+        """The bundle that the job was given. With `to`, files that are not on this machine are brought there.
+
+        Without, they have no source: `stage` finds them where they were put.
+        """
+
+
+def job_record(plan: Plan, created: datetime) -> dict[str, Any]:
+    """What a backend keeps with a job, JSON-able, so that `recorded` and `bundle` can answer on any machine."""
+    return {
+        "job": plan.job.model_dump(mode="json"),
+        "token": plan.token,
+        "lineage": plan.lineage,
+        "bundle_sha256": plan.bundle.sha256,
+        "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in plan.bundle.files],
+        "created": created.isoformat(),
+        "owner": plan.site.owner,
+        "hourly": None if plan.offer.hourly is None else str(plan.offer.hourly),
+    }
+
+
+def bundle_of(record: Mapping[str, Any], sources: Path | None = None) -> Bundle:
+    """The bundle of a `job_record`; its files lie under `sources`, or not on this machine."""
+    found = [BundleFile(**file, source=sources / file["path"] if sources else None) for file in record["files"]]
+    return Bundle(sha256=record["bundle_sha256"], files=tuple(found))
 
 
 @runtime_checkable
@@ -262,9 +315,67 @@ class RunsHere(Protocol):
         Raises JobFailedError with the last lines when it does not exit with 0. It ends with the iterator.
         """
 
+    def secrets(self, names: Iterable[str]) -> dict[str, str]:
+        """This machine's values of secrets. Raises CredentialsError naming one that is nowhere."""
+
+
+@runtime_checkable
+class Installs(Protocol):
+    """Optional: a backend whose vendor's SDK lives in an environment of its own."""
+
+    def install(self, progress: Progress) -> Path:
+        """Build that environment if need be; its interpreter. Raises BackendError."""
+
+
+@runtime_checkable
+class ListsPrices(Protocol):
+    """Optional: a backend whose vendor's SDK brings a catalogue of prices."""
+
+    def list_prices(self) -> Mapping[str, Any]:
+        """{"rows": [{...}], "failed": {cloud: why}} as the vendor has them; may use the network.
+
+        Raises BackendNotInstalledError or BackendError.
+        """
+
+
+@runtime_checkable
+class KeepsSecrets(Protocol):
+    """Optional: a backend whose vendor has a store for secrets that jobs read by reference."""
+
+    def put_secret(self, site: Site, name: str, value: str) -> str:
+        """Store `value` under `name`, a new version where there is one; where it is kept, in words."""
+
+
+@runtime_checkable
+class FindsFacts(Protocol):
+    """Optional: a backend that can look up in the account what `launch setup` would ask for."""
+
+    def find_facts(self, known: Mapping[str, str]) -> Mapping[str, Sequence[str]]:
+        """Fact -> values that would do, best first; read-only. Raises CredentialsError."""
+
+    def advice(self, known: Mapping[str, str]) -> str:
+        """The commands and policies that make what the account lacks, least privilege, ready to paste."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerContract:
+    """What a vendor puts around the job's process on one node, its paths laid under a folder of this machine.
+
+    `command` begins with the interpreter's name; `kept` is what outlives an interruption (the checkpoints).
+    """
+
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+    files: Mapping[Path, str]
+    bundle: Path
+    folders: tuple[Path, ...]
+    kept: Path
+    output: Path
+
 
 @runtime_checkable
 class Rehearsable(Protocol):
-    """Optional: a backend that can run its container contract on this machine."""
+    """Optional: a backend that can say what its container is like, so that a job is rehearsed on this machine."""
 
-    def contract(self, plan: Plan, root: Path, node: int) -> Mapping[str, Any]: ...
+    def contract(self, plan: Plan, root: Path, node: int) -> ContainerContract:
+        """The container of node `node` of the plan's job, everything in it under `root`."""

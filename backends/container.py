@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-from backends.base import PLACEHOLDER, Fact
+from backends.base import PLACEHOLDER, Bundle, Fact
 from launcher.errors import ConfigError, UnsupportedError
 from launcher.spec import JobSpec
 
@@ -55,10 +55,9 @@ def launch_env(
     """The LAUNCH_* dialect (docs/architecture.md) with the job's own variables.
 
     `mounts`: URI prefix -> the path where the container has it. `secrets`: name -> reference into the vendor's
-    store, never a value. `inputs` holds the bundle.
+    store, never a value. `inputs` holds the bundle. Raises ConfigError where the job sets a variable of ours.
     """
-    env = dict(job.env)
-    env |= {
+    env = {
         "LAUNCH_JOB_ID": token,
         "LAUNCH_INPUT_DIR": inputs,
         "LAUNCH_OUTPUT_DIR": outputs,
@@ -75,7 +74,13 @@ def launch_env(
         env["LAUNCH_MODEL_CACHE"] = model_cache
     if job.resources.offline:
         env |= {"LAUNCH_OFFLINE": "1", "HF_HUB_OFFLINE": "1"}
-    return env
+    for section, names in (("env", job.env), ("secrets", job.secrets)):
+        if taken := [name for name in names if name in env]:
+            raise ConfigError(
+                f"{section}.{taken[0]}: launch itself sets this variable",
+                f"take it out of {section} in the job file",
+            )
+    return {**job.env, **env}
 
 
 def remote_uris(job: JobSpec) -> dict[str, str]:
@@ -110,13 +115,20 @@ def refuse_offline_downloads(job: JobSpec, mounted: Mapping[str, str]) -> None:
             )
 
 
+def model_in_bundle(bundle: Bundle) -> dict[str, str]:
+    """What tells refuse_offline_downloads, beside the mounts, that the model comes along; empty if it doesn't."""
+    return {"{model folder}": ""} if any(f.path.startswith("model/") for f in bundle.files) else {}
+
+
 def merged(request: Mapping[str, Any], options: Mapping[str, Any], ours: frozenset[str]) -> dict[str, Any]:
     """`request` with the user's raw backend options laid over it: mappings merge, all else replaces, null removes.
 
     `ours`: dotted paths that only launch sets (the name that makes submit idempotent, ...). Raises ConfigError.
     """
-    for path in _paths(options):
-        if path in ours:
+    for path, value in _paths(options):
+        # Replacing or removing what holds a field of ours would replace the field.
+        holds_ours = not isinstance(value, Mapping) and any(own.startswith(f"{path}.") for own in ours)
+        if path in ours or holds_ours:
             raise ConfigError(f"backend_options: {path} is set by launch itself", "take it out of backend_options")
     return _laid_over(request, options)
 
@@ -133,9 +145,10 @@ def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, 
     return out
 
 
-def _paths(options: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _paths(options: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of everything in `options`."""
     for key, value in options.items():
-        yield f"{prefix}{key}"
+        yield f"{prefix}{key}", value
         if isinstance(value, Mapping):
             yield from _paths(value, f"{prefix}{key}.")
 

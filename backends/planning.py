@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from backends.base import JobRef, JobStatus, LogLine, Plan, Problem, Progress, Site
+from backends.base import Bundle, JobRef, JobStatus, LogLine, Plan, Problem, Progress, Site
 from launcher.errors import UnsupportedError
 
 
@@ -18,7 +18,7 @@ class PlansOnly:
     def __init__(self, home: Path) -> None:
         self._home = home
 
-    def check(self, site: Site) -> list[Problem]:
+    def check(self, site: Site, plan: Plan | None = None) -> list[Problem]:
         return [
             Problem(
                 what="this version shows the exact request and can't submit it",
@@ -47,10 +47,16 @@ class PlansOnly:
     def release(self, ref: JobRef) -> None:
         self._refuse()
 
+    def find(self, site: Site, token: str, region: str | None = None) -> JobRef | None:
+        return None
+
     def discover(self, site: Site) -> Iterable[JobRef]:
         return ()
 
     def recorded(self, ref: JobRef) -> Mapping[str, Any]:
+        self._refuse()
+
+    def bundle(self, ref: JobRef, to: Path | None = None) -> Bundle:
         self._refuse()
 
     def _refuse(self) -> NoReturn:

@@ -26,6 +26,15 @@ class Builtin:
 
 BUILTIN: dict[str, Builtin] = {
     "local": Builtin("backends.local:LocalBackend", "this machine: CPU, one GPU or several"),
+    "sagemaker": Builtin("backends.sagemaker:SageMakerBackend", "Amazon SageMaker training", "sagemaker", "boto3"),
+    "vertex": Builtin("backends.vertex:VertexBackend", "Google Vertex AI custom training", "vertex", "google"),
+    "azureml": Builtin("backends.azureml:AzureMLBackend", "Azure Machine Learning", "azureml", "azure"),
+    "skypilot": Builtin(
+        "backends.skypilot:SkyPilotBackend",
+        "any GPU cloud, Kubernetes or Slurm, through SkyPilot",
+        "skypilot",
+        "sky",
+    ),
 }
 
 

@@ -7,6 +7,7 @@ Layout inside a bundle (LAUNCH_INPUT_DIR where it runs):
     data/train.jsonl data/...      local data files; URIs stay where they are
     files/...                      a scorer, a chat template
     model/...                      a base model that is a local folder
+    wheels/*.whl                   what an offline job's image may lack (launcher/wheelhouse.py)
 """
 
 from __future__ import annotations
@@ -40,35 +41,19 @@ SHOWN = 10
 """Hits named in a message; the rest is counted."""
 
 
-def build_bundle(job: JobSpec, folder: Path, work: Path) -> Bundle:
+def build_bundle(job: JobSpec, folder: Path, work: Path, wheels: Sequence[Path] = ()) -> Bundle:
     """The bundle of `job`, whose paths are relative to `folder`; job.json is written under `work`.
 
-    Equal content gives an equal sha256, whatever the file times and the machine. Raises ConfigError when a
-    file is missing or looks like it holds a credential.
+    `wheels` come along under wheels/. Equal content gives an equal sha256, whatever the file times and the
+    machine. Raises ConfigError when a file is missing or looks like it holds a credential.
     """
     entries = list(_entries(job, folder))
     _refuse_secrets(job, entries)
+    entries += [(f"wheels/{wheel.name}", wheel) for wheel in wheels]
     packed = [_pack(inside, source) for inside, source in entries]
     packed.append(_write_job_file(job, folder, work))
     ordered = tuple(sorted(packed, key=lambda f: f.path))
     return Bundle(sha256=_digest(ordered), files=ordered)
-
-
-def bundle_from_folder(folder: Path) -> Bundle:
-    """The bundle that an earlier job was given, from the folder where it still lies."""
-    packed = [
-        _pack(path.relative_to(folder).as_posix(), path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts and not _half_copied(path.name)
-    ]
-    if not any(f.path == "job.json" for f in packed):
-        raise ConfigError(f"{folder} holds no job any more", "start it anew with launch run")
-    ordered = tuple(sorted(packed, key=lambda f: f.path))
-    return Bundle(sha256=_digest(ordered), files=ordered)
-
-
-def _half_copied(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".part")
 
 
 def resolved_job(job: JobSpec, folder: Path) -> dict[str, Any]:
@@ -151,7 +136,8 @@ def _refuse_secrets(job: JobSpec, entries: Sequence[tuple[str, Path]]) -> None:
         more = [f"... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         raise ConfigError(
             "something in the job looks like a credential, and the bundle leaves this machine",
-            "put names of secrets under secrets:, remove the lines, or set data.allow_secrets: true",
+            "remove it; a name under secrets: brings its value to the job, "
+            "and data.allow_secrets: true accepts it in data files",
             problems=[*problems[:SHOWN], *more],
         )
 

@@ -21,6 +21,7 @@ TABLE: dict[str, str] = {
     "init": "Write a job file that runs as it is, with data to try it on.",
     "run": "Train: check, plan, submit and follow a job (the default verb).",
     "plan": "Check a job and show what would run, without running it.",
+    "rehearse": "Run a job here inside a vendor's container contract, nothing sent.",
     "list": "All jobs, newest first.",
     "status": "Where a job stands.",
     "logs": "What a job printed.",
@@ -30,8 +31,11 @@ TABLE: dict[str, str] = {
     "fetch": "Download a job's output, every file verified.",
     "eval": "Judge a finished job's model again, also on other rows.",
     "show": "Everything about one job: figures before and after, cost, files.",
+    "prices": "What machines cost: what is known, how old, from where; read it anew.",
     "backends": "Where jobs can run, and what each still needs.",
     "setup": "Tell a backend the facts of your account: role, bucket, project.",
+    "secrets": "Put a secret where a backend's jobs read it by reference.",
+    "release": "Remove what jobs left stored.",
     "doctor": "Check this machine; --fix builds what is missing.",
     "schema": "Print the job file's JSON Schema.",
     "completion": "Print the completion script for a shell.",
@@ -61,8 +65,9 @@ class Verbs(DefaultGroup):  # type: ignore[misc]
             name = DEFAULT
         command = importlib.import_module(f"launcher.commands.{name}").command
         assert isinstance(command, click.Command)
-        if not any("--debug" in p.opts for p in command.params):
-            command.params.append(debug_option())
+        for one in (command, *getattr(command, "commands", {}).values()):
+            if not any("--debug" in p.opts for p in one.params):
+                one.params.append(debug_option())
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import json
-import secrets
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import psutil
 
 from backends import registry
 from backends.base import (
     Backend,
+    Bundle,
     JobRef,
     JobState,
     JobStatus,
@@ -25,26 +23,37 @@ from backends.base import (
     Plan,
     Problem,
     Progress,
+    Rehearsable,
     RunsHere,
     Site,
 )
 from backends.registry import BUILTIN
-from launcher.bundle import build_bundle, bundle_from_folder
+from launcher import wheelhouse
+from launcher.bundle import build_bundle
 from launcher.data.check import DataReport, check_data
+from launcher.discovery import Discovery
 from launcher.errors import (
-    BackendError,
     ConfigError,
     JobNotFoundError,
     LaunchError,
     UnsupportedError,
 )
-from launcher.events import Event, from_line
-from launcher.planning import Planned, check, estimate_json, refuse_unset_facts, render, with_dry_run
+from launcher.events import Event
+from launcher.home import cache
+from launcher.observing import Observer, Trouble
+from launcher.planning import (
+    Planned,
+    check,
+    estimate_json,
+    refuse_problems,
+    refuse_unset_facts,
+    render,
+    with_dry_run,
+)
+from launcher.rehearsal import Rehearsed, rehearse
 from launcher.site import load_site
 from launcher.spec import JobSpec
 from launcher.store import SUBMITTING, JobRecord, Store
-
-POLL_S = 0.5
 
 
 class Client:
@@ -54,8 +63,13 @@ class Client:
         self.home = home
         self._store = Store(home / "record.db")
         self._backends: dict[str, Backend] = {}
+        self._observer = Observer(self._store, self._backend)
+        self._discovery = Discovery(self._store, self._backend, self._site)
 
-    def plan(self, job: JobSpec, folder: Path, backend: str | None = None, dry_run: bool = False) -> Planned:
+    def plan(
+        self, job: JobSpec, folder: Path, backend: str | None = None, dry_run: bool = False,
+        progress: Progress = lambda _: None,
+    ) -> Planned:  # fmt: skip
         """Check data and job, build the bundle, choose hardware and render the request; sends nothing."""
         name = backend or job.backend
         target = self._backend(name)
@@ -68,8 +82,12 @@ class Client:
             job = with_dry_run(job)
         report = check_data(job, folder)
         bundle = build_bundle(job, folder, self.home / "bundles")
-        token = f"{job.name}-{secrets.token_hex(3)}"
+        token = f"{job.name}-{token_hex(3)}"
         plan = render(target, job, bundle, token, token)
+        if wheelhouse.wanted(job):  # a second time: for what is refused at the first, nothing is downloaded
+            wheels = wheelhouse.wheels(cache(), progress)
+            bundle = build_bundle(job, folder, self.home / "bundles", wheels)
+            plan = render(target, job, bundle, token, token)
         return Planned(plan=plan, data=report, unchecked=check(target, plan))
 
     def can_submit(self, backend: str) -> bool:
@@ -94,8 +112,10 @@ class Client:
     def submit(self, planned: Planned, progress: Progress, resumes: JobRecord | None = None) -> JobRecord:
         """Record the job, then put it in place and start it. The record is there before anything is sent."""
         plan = planned.plan
+        target = self._backend(plan.offer.backend)
         self.refuse_unready(plan)
-        self._rebuild_if_lost()
+        refuse_problems(target, plan)
+        self._discovery.rebuild_if_lost()
         self._store.add(
             JobRecord(
                 id=plan.token,
@@ -110,21 +130,46 @@ class Client:
                 estimate=estimate_json(plan),
                 resumes=resumes.id if resumes else None,
                 submitter=_this_process(),
+                owner=plan.site.owner,
             )
         )
-        target = self._backend(plan.offer.backend)
         try:
             target.stage(plan, progress)
             ref = target.submit(plan)
         except BaseException as exc:
-            with contextlib.suppress(LaunchError):
-                if self._adopt(plan.offer.backend, plan.token):  # interrupted after the job had started
-                    raise
-            reason = exc.message if isinstance(exc, LaunchError) else f"not submitted: {type(exc).__name__}"
-            self._store.update(plan.token, state=JobState.FAILED, reason=reason, ended=datetime.now(UTC))
+            self._note_interrupted(plan, exc)
             raise
         self._store.update(plan.token, state=JobState.STARTING, ref=str(ref))
         return self.get(plan.token)
+
+    def _note_interrupted(self, plan: Plan, exc: BaseException) -> None:
+        """Whether the job runs though submit did not come to its end: that costs money, so it is looked up."""
+        try:
+            if self._discovery.adopt(plan.job, plan.offer.backend, plan.site, plan.token):
+                return
+        except LaunchError:
+            return  # not known: the next look at the job asks again
+        reason = exc.message if isinstance(exc, LaunchError) else f"not submitted: {type(exc).__name__}"
+        self._store.update(plan.token, state=JobState.FAILED, reason=reason, ended=datetime.now(UTC), drained=1)
+
+    def discover(self, names: Sequence[str] = ()) -> int:
+        """Record the jobs that the named backends (default: all that are set up) know; how many were new."""
+        return self._discovery.take_in(names)
+
+    def unneeded(self, age: timedelta, backend: str | None = None) -> list[str]:
+        """Ids of the recorded jobs that ended longer ago than `age` and may still have something stored."""
+        before = datetime.now(UTC) - age
+        found = [r for r in self.jobs() if r.over and r.ref and backend in (None, r.backend) and not r.released]
+        return [r.id for r in reversed(found) if (r.ended or r.created) < before]
+
+    def release(self, job_id: str) -> JobRecord:
+        """Remove what the job left stored; it stays in the record."""
+        record = self.get(job_id)
+        if record.ref is not None:
+            with contextlib.suppress(JobNotFoundError):  # the vendor has forgotten it already
+                self._backend(record.backend).release(JobRef.parse(record.ref))
+            self._store.update(record.id, released=1)
+        return record
 
     def get(self, key: str | None = None) -> JobRecord:
         """The job with this id, reference or unique beginning of an id (None: the newest), refreshed."""
@@ -135,7 +180,7 @@ class Client:
 
         A job whose backend can't be asked now stands there as it was last seen.
         """
-        self._rebuild_if_lost()
+        self._discovery.rebuild_if_lost()
         found = []
         for record in self._store.find(""):
             try:
@@ -146,17 +191,12 @@ class Client:
 
     def refresh(self, record: JobRecord) -> JobRecord:
         """The record with the backend's newest events and status."""
-        if record.over:
-            return record
         if record.ref is None:
-            return self._adopt_or_bury(record)
-        try:
-            self._look(record, record.cursor)
-        except JobNotFoundError as exc:
-            self._store.update(record.id, state=JobState.UNKNOWN, reason=exc.message)
+            return record if record.over else self._adopt_or_bury(record)
+        self._observer.refresh(record)
         return self._again(record.id)
 
-    def follow(self, job_id: str, from_start: bool = True) -> Iterator[LogLine | Event | JobStatus]:
+    def follow(self, job_id: str, from_start: bool = True) -> Iterator[LogLine | Event | JobStatus | Trouble]:
         """What the job says and does, live, until it is over and its log is drained.
 
         Nothing twice, and nothing missed: what was recorded before this call comes only with from_start.
@@ -168,18 +208,7 @@ class Client:
             raise JobNotFoundError(
                 f"{record.id} was never started: {record.reason}", "launch run starts a new one"
             )
-        # Its own cursor: another launcher that looks at the job moves the recorded one.
-        cursor = None if from_start else record.cursor
-        state = record.state
-        while True:
-            items, status, cursor = self._look(record, cursor)
-            yield from items
-            if status.state != state or status.state.terminal:
-                yield status
-            if status.state.terminal:
-                return
-            state = status.state
-            time.sleep(POLL_S)
+        yield from self._observer.follow(record, from_start)
 
     def events(self, job_id: str) -> list[Event]:
         """The recorded events, oldest first."""
@@ -206,6 +235,8 @@ class Client:
             raise ConfigError(f"{old.id} is {old.state}: it needs no resume", f"launch watch {old.id}")
         if old.state == JobState.SUCCEEDED:
             raise ConfigError(f"{old.id} is done: there is nothing to resume", f"launch show {old.id}")
+        if old.ref is None:
+            raise ConfigError(f"{old.id} was never started: {old.reason}", "launch run starts a new one")
         job = JobSpec.model_validate(old.spec)
         target = self._backend(old.backend)
         siblings = [r for r in self._store.find(old.lineage) if r.lineage == old.lineage]
@@ -213,7 +244,7 @@ class Client:
         if busy:
             raise ConfigError(f"{busy[0].id} already goes on from {old.lineage}", f"launch watch {busy[0].id}")
         token = _next_token(old.lineage, [r.id for r in siblings])
-        bundle = bundle_from_folder(self._staged(old))
+        bundle = target.bundle(JobRef.parse(old.ref))
         plan = render(target, job, bundle, token, old.lineage)
         report = DataReport(**old.data) if old.data else None
         return self.submit(Planned(plan=plan, data=report), progress, resumes=old)
@@ -225,6 +256,12 @@ class Client:
             raise JobNotFoundError(f"{record.id} was never started", "launch run")
         self._backend(record.backend).download(JobRef.parse(record.ref), to)
         return to
+
+    def bundle(self, record: JobRecord, to: Path) -> Bundle:
+        """The bundle that the job was given, its files on this machine (brought to `to` where they are not)."""
+        if record.ref is None:
+            raise JobNotFoundError(f"{record.id} was never started", "launch run")
+        return self._backend(record.backend).bundle(JobRef.parse(record.ref), to)
 
     def set_evaluation(self, job_id: str, which: str, metrics: Mapping[str, Any]) -> None:
         """Keep an evaluation made after the job."""
@@ -248,6 +285,18 @@ class Client:
             found.append((name, summary, problems))
         return found
 
+    def rehearse(self, plan: Plan, preempt_after: int | None, to: Path | None, progress: Progress) -> Rehearsed:
+        """Run the plan on this machine inside its backend's container contract; see launcher.rehearsal."""
+        target = self._backend(plan.offer.backend)
+        if not isinstance(target, Rehearsable):
+            raise UnsupportedError(
+                f"backend {target.name} has no container to rehearse",
+                "launch run --backend local runs the job here",
+            )
+        here, root = self.here(), to or self.home / "rehearsals" / plan.token
+        python, secrets = here.prepare(progress), here.secrets(plan.job.secrets)
+        return rehearse(target, plan, root.absolute(), python, secrets, preempt_after, progress)
+
     def _site(self, backend: str) -> Site:
         return load_site(backend, self._backend(backend).facts)
 
@@ -263,7 +312,7 @@ class Client:
         return [*problems, *target.check(site)]
 
     def _look_up(self, key: str | None) -> JobRecord:
-        self._rebuild_if_lost()
+        self._discovery.rebuild_if_lost()
         if key is None:
             newest = self._store.find("")
             if not newest:
@@ -279,69 +328,22 @@ class Client:
             raise JobNotFoundError(f"{key!r} is the beginning of {len(found)} jobs: {ids}", "write more of it")
         return found[0]
 
-    def _look(self, record: JobRecord, cursor: str | None) -> tuple[list[LogLine | Event], JobStatus, str | None]:
-        """The lines and events after `cursor`, the status, the cursor behind them; events and status recorded."""
-        assert record.ref is not None
-        ref = JobRef.parse(record.ref)
-        target = self._backend(record.backend)
-        # Status before log: what the log holds after a final status is all there will ever be.
-        status = target.status(ref)
-        items: list[LogLine | Event] = []
-        for line in target.logs(ref, cursor):
-            items.append(from_line(line.text) or line)
-            cursor = line.cursor
-        self._store.add_events(record.id, [i for i in items if isinstance(i, Event)], cursor)
-        self._store.update(
-            record.id, state=status.state, reason=status.reason, started=status.started, ended=status.ended,
-            interruptions=status.interruptions, folder=_local_path(status.url),
-        )  # fmt: skip
-        return items, status, cursor
-
     def _adopt_or_bury(self, record: JobRecord) -> JobRecord:
         """A job whose launcher ended before it noted the answer: find it at the backend, or say it never ran."""
         if record.submitter and _process_lives(record.submitter):
             return record
-        if self._adopt(record.backend, record.id):
+        job = JobSpec.model_validate(record.spec)
+        site = load_site(record.backend, self._backend(record.backend).facts, job)
+        if self._discovery.adopt(job, record.backend, site, record.id):
             return self.refresh(self._again(record.id))
         self._store.update(
             record.id,
             state=JobState.FAILED,
             reason="the launcher was stopped before the job was started; nothing runs",
             ended=datetime.now(UTC),
+            drained=1,
         )
         return self._again(record.id)
-
-    def _adopt(self, backend: str, token: str) -> bool:
-        """Record the reference of a job that its backend knows though its launcher did not hear so."""
-        ref = next((r for r in self._backend(backend).discover(self._site(backend)) if r.id == token), None)
-        if ref is not None:
-            self._store.update(token, ref=str(ref), state=JobState.STARTING)
-        return ref is not None
-
-    def _rebuild_if_lost(self) -> None:
-        """When the record's file is gone: take in every job that the built-in backends know.
-
-        A backend that can't be asked, and a job whose own record is damaged, is left out.
-        """
-        if self._store.exists():
-            return
-        found = []
-        for name in BUILTIN:
-            with contextlib.suppress(LaunchError):
-                target = self._backend(name)
-                for ref in target.discover(self._site(name)):
-                    with contextlib.suppress(LaunchError, KeyError, TypeError, ValueError):
-                        found.append(_from_backend(ref, target.recorded(ref)))
-        if found:
-            self._store.add_missing(found)
-
-    def _staged(self, record: JobRecord) -> Path:
-        """The input folder of an earlier job on this machine."""
-        if record.folder is None:
-            raise BackendError(
-                f"the files of {record.id} are not on this machine", "launch run with the job file instead"
-            )
-        return Path(record.folder).parent / "input"
 
     def _backend(self, name: str) -> Backend:
         if name not in self._backends:
@@ -359,27 +361,6 @@ def _next_token(lineage: str, taken: Sequence[str]) -> str:
     """LINEAGE-r2, -r3, ...: one above the highest that is taken."""
     numbers = [id.removeprefix(f"{lineage}-r") for id in taken]
     return f"{lineage}-r{max((int(n) for n in numbers if n.isdecimal()), default=1) + 1}"
-
-
-def _from_backend(ref: JobRef, recorded: Mapping[str, Any]) -> JobRecord:
-    return JobRecord(
-        id=ref.id,
-        name=recorded["job"]["name"],
-        backend=ref.backend,
-        ref=str(ref),
-        state=JobState.UNKNOWN,
-        created=datetime.fromisoformat(recorded["created"]),
-        lineage=recorded["lineage"],
-        resumes=recorded["lineage"] if recorded["lineage"] != ref.id else None,
-        bundle_sha256=recorded["bundle_sha256"],
-        spec=recorded["job"],
-    )
-
-
-def _local_path(url: str | None) -> str | None:
-    """The path of a file:// URL, None for any other."""
-    parts = urlsplit(url or "")
-    return url2pathname(parts.path) if parts.scheme == "file" else None
 
 
 def _this_process() -> str:

@@ -3,7 +3,8 @@
 LaunchError(message, hint)            the only class cli.py catches; --debug shows the traceback
 ├─ ConfigError 2 ── UnsupportedError 2        ├─ BackendNotFoundError 2   ├─ BackendNotInstalledError 3
 ├─ CredentialsError 4    ├─ CapacityError 5   ├─ QuotaError 5             ├─ OverBudgetError 6
-├─ BackendError 7 (vendor's request id kept, raised from exc)             ├─ JobNotFoundError 8
+├─ BackendError 7 (vendor's request id kept, raised from exc) ── UnreachableError 7
+├─ JobNotFoundError 8
 └─ JobFailedError 1 (status, last log lines, where the logs, the checkpoint and the artifact are)
 """
 
@@ -82,6 +83,10 @@ class BackendError(LaunchError):
     def __init__(self, message: str, hint: str | None = None, request_id: str | None = None) -> None:
         super().__init__(message, hint)
         self.request_id = request_id
+
+
+class UnreachableError(BackendError):
+    """The vendor can't be reached now, or asks to be left alone for a while; the same call may work later."""
 
 
 class JobNotFoundError(LaunchError):

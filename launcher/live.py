@@ -16,6 +16,7 @@ from rich.text import Text
 
 from backends.base import JobStatus, LogLine
 from launcher.events import Event
+from launcher.observing import Trouble
 from launcher.screen import STATE_STYLE, span
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -42,6 +43,7 @@ class Watched:
     peak_gib: float | None = None
     checkpoint: int | None = None
     failure: str | None = None
+    trouble: Trouble | None = None
     recent_s: deque[float] = field(default_factory=lambda: deque(maxlen=20))
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=RECENT))
 
@@ -52,8 +54,11 @@ class Watched:
             return None
         return (self.total - self.step) * sum(self.recent_s) / len(self.recent_s)
 
-    def hear(self, item: LogLine | Event | JobStatus) -> None:
+    def hear(self, item: LogLine | Event | JobStatus | Trouble) -> None:
         """Take in one item of Client.follow."""
+        self.trouble = item if isinstance(item, Trouble) else None
+        if isinstance(item, Trouble):
+            return
         if isinstance(item, JobStatus):
             self.state = item.state.value
         elif isinstance(item, LogLine):
@@ -93,7 +98,7 @@ def sparkline(values: list[float], width: int) -> str:
     return "".join(BARS[round((v - low) * scale)] for v in values)
 
 
-def follow(items: Iterable[LogLine | Event | JobStatus], job_id: str, console: Console) -> Watched:
+def follow(items: Iterable[LogLine | Event | JobStatus | Trouble], job_id: str, console: Console) -> Watched:
     """Show `items` until they end; what was heard. KeyboardInterrupt passes through."""
     seen = Watched(job_id)
     if console.is_terminal:
@@ -103,7 +108,7 @@ def follow(items: Iterable[LogLine | Event | JobStatus], job_id: str, console: C
     return seen
 
 
-def _follow_live(items: Iterable[LogLine | Event | JobStatus], seen: Watched, console: Console) -> None:
+def _follow_live(items: Iterable[LogLine | Event | JobStatus | Trouble], seen: Watched, console: Console) -> None:
     began = time.monotonic()
 
     def render() -> RenderableType:
@@ -114,7 +119,7 @@ def _follow_live(items: Iterable[LogLine | Event | JobStatus], seen: Watched, co
             seen.hear(item)
 
 
-def _follow_plain(items: Iterable[LogLine | Event | JobStatus], seen: Watched, console: Console) -> None:
+def _follow_plain(items: Iterable[LogLine | Event | JobStatus | Trouble], seen: Watched, console: Console) -> None:
     """A line a phase, and one for the steps of every few seconds."""
     last = 0.0
     for item in items:
@@ -122,6 +127,8 @@ def _follow_plain(items: Iterable[LogLine | Event | JobStatus], seen: Watched, c
         line = None
         if isinstance(item, LogLine):
             line = item.text
+        elif isinstance(item, Trouble):
+            line = in_trouble(item)
         elif isinstance(item, Event) and item.name == "step":
             if time.monotonic() - last >= PLAIN_EVERY_S or seen.step in (1, seen.total):
                 last = time.monotonic()
@@ -130,6 +137,12 @@ def _follow_plain(items: Iterable[LogLine | Event | JobStatus], seen: Watched, c
             line = as_words(item)
         if line:
             console.print(Text(line), soft_wrap=True)
+
+
+def in_trouble(trouble: Trouble) -> str:
+    """Why nothing is heard of the job, and what helps."""
+    hint = f"; {trouble.hint}" if trouble.hint else ""
+    return f"cannot look at the job now: {trouble.message} (it goes on; trying again{hint})"
 
 
 def as_words(event: Event) -> str | None:
@@ -181,6 +194,8 @@ def panel(seen: Watched, elapsed_s: float, width: int) -> RenderableType:
         parts.append(_speed_line(seen))
     for line in list(seen.lines)[-3:]:
         parts.append(Text(line, style="dim", overflow="ellipsis", no_wrap=True))
+    if seen.trouble is not None:
+        parts.append(Text(in_trouble(seen.trouble), style="yellow"))
     parts.append(Text("Ctrl-C detaches; the job goes on", style="dim italic"))
     return Group(*parts)
 

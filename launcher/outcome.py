@@ -16,6 +16,7 @@ from launcher.client import Client
 from launcher.errors import JobFailedError
 from launcher.events import Event
 from launcher.live import follow
+from launcher.observing import Trouble
 from launcher.store import JobRecord
 
 TAIL = 12
@@ -67,6 +68,7 @@ def describe(record: JobRecord) -> dict[str, Any]:
         "state": record.state,
         "reason": record.reason,
         "backend": record.backend,
+        "owner": record.owner,
         "ref": record.ref,
         "created": record.created.isoformat(),
         "started": record.started.isoformat() if record.started else None,
@@ -74,6 +76,7 @@ def describe(record: JobRecord) -> dict[str, Any]:
         "interruptions": record.interruptions,
         "resumes": record.resumes,
         "folder": record.folder,
+        "url": record.url,
         "model": record.spec["model"]["id"],
         "task": record.spec["task"],
         "data": dict(record.data),
@@ -130,7 +133,7 @@ def _took(record: JobRecord) -> list[tuple[str, str]]:
     return rows
 
 
-def _follow_json(items: Iterator[LogLine | Event | JobStatus]) -> None:
+def _follow_json(items: Iterator[LogLine | Event | JobStatus | Trouble]) -> None:
     """Every event as a JSON line, and every change of state."""
     for item in items:
         if isinstance(item, Event):
@@ -138,6 +141,8 @@ def _follow_json(items: Iterator[LogLine | Event | JobStatus]) -> None:
         elif isinstance(item, JobStatus):
             body = {"event": "state", "state": item.state.value, "reason": item.reason}
             print(json.dumps(body), flush=True)
+        elif isinstance(item, Trouble):
+            print(json.dumps({"event": "trouble", "message": item.message, "hint": item.hint}), flush=True)
 
 
 def _raise_if_failed(client: Client, record: JobRecord) -> None:

@@ -8,11 +8,22 @@ from typing import Any
 from backends.base import Backend, Bundle, Plan, placeholders
 from cost.estimate import estimate
 from launcher.data.check import DataReport
-from launcher.errors import BackendNotInstalledError, ConfigError
+from launcher.errors import (
+    BackendNotInstalledError,
+    ConfigError,
+    CredentialsError,
+    LaunchError,
+    QuotaError,
+    UnreachableError,
+)
 from launcher.site import load_site
 from launcher.spec import JobSpec
 
 DRY_RUN_STEPS = 5
+PROBLEM_ERRORS: dict[str, type[LaunchError]] = {
+    "config": ConfigError, "credentials": CredentialsError, "quota": QuotaError, "unreachable": UnreachableError,
+}  # fmt: skip
+"""Problem.kind -> what a fatal one is raised as."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +55,19 @@ def check(target: Backend, plan: Plan) -> str | None:
     return None
 
 
+def refuse_problems(target: Backend, plan: Plan) -> None:
+    """Raise what the backend's own check finds fatal, the first with its fix, before anything is sent."""
+    fatal = [problem for problem in target.check(plan.site, plan) if problem.fatal]
+    if fatal:
+        first, *others = fatal
+        raise PROBLEM_ERRORS[first.kind](
+            "\n".join(
+                [f"backend {target.name} is not ready: {first.what}", *(f"  and: {p.what}" for p in others)]
+            ),
+            "\n  -> ".join(problem.fix for problem in fatal),
+        )
+
+
 def refuse_unset_facts(plan: Plan) -> None:
     """Raise ConfigError when the request still holds a placeholder."""
     unset = [fact for _, fact in placeholders(plan.request)]
@@ -66,4 +90,6 @@ def estimate_json(plan: Plan) -> dict[str, Any]:
     """The estimate as the record keeps it: money as text."""
     values = asdict(plan.estimate)
     money: dict[str, Any] = {k: None if values[k] is None else str(values[k]) for k in ("low", "expected", "high")}
+    hourly = plan.offer.hourly
+    money["hourly"] = None if hourly is None else str(hourly)
     return {**money, "assumptions": list(values["assumptions"]), "missing": list(values["missing"])}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from backends.base import Fact, Problem
+from backends.base import Fact, Moved, Problem
 from launcher.planning import Planned
 from launcher.store import JobRecord
 
@@ -22,6 +25,7 @@ STATE_STYLE = {
 }  # fmt: skip
 WIDE = 100
 """Columns from which a listing shows everything."""
+TOLD_EVERY_S = 10.0
 FIGURES = ("accuracy", "macro_f1", "exact_match", "field_f1", "rouge_l")
 FIGURE_NAMES = {
     "accuracy": "accuracy", "macro_f1": "macro-F1", "exact_match": "exact match", "field_f1": "field F1",
@@ -37,6 +41,43 @@ def out() -> Console:
 def err() -> Console:
     """Progress and remarks: stderr, so that stdout can be piped."""
     return Console(stderr=True, highlight=False)
+
+
+class ProgressLines:
+    """Shows what a backend tells of its work: lines, and bytes as a bar on a terminal or now and then a line."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: RichProgress | None = None
+        self._told = 0.0
+
+    def __call__(self, line: str) -> None:
+        if isinstance(line, Moved):
+            self._show(line)
+            return
+        self._end()
+        self._console.print(Text(line, style="dim"), soft_wrap=True)
+
+    def _show(self, moved: Moved) -> None:
+        if not self._console.is_terminal:
+            if moved.done == moved.total or time.monotonic() - self._told > TOLD_EVERY_S:
+                self._told = time.monotonic()
+                self._console.print(Text(moved), soft_wrap=True)
+            return
+        if self._bar is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(True), TransferSpeedColumn())
+            self._bar = RichProgress(*columns, console=self._console, transient=True)
+            self._bar.add_task(moved.partition(":")[0], total=moved.total)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=moved.done, total=moved.total)
+        if moved.done == moved.total:
+            self._end()
+            self._console.print(Text(moved, style="dim"), soft_wrap=True)
+
+    def _end(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
 
 def print_json(value: Any) -> None:

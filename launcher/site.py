@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,15 @@ def load_site(backend: str, facts: Sequence[Fact], job: JobSpec | None = None) -
     for name, value in (job.site.get(backend, {}) if job else {}).items():
         known[name] = value
         where[name] = f"site.{backend}.{name}"
-    return Site(backend=backend, facts=check_facts(backend, facts, known, where))
+    return Site(backend=backend, facts=check_facts(backend, facts, known, where), owner=_owner())
+
+
+def _owner() -> str | None:
+    """LAUNCH_OWNER, or the name under which this user is logged in."""
+    try:
+        return os.environ.get("LAUNCH_OWNER") or getpass.getuser()
+    except (OSError, KeyError):  # a user without a name, as in some containers
+        return None
 
 
 def save_site(backend: str, values: Mapping[str, str]) -> Path:

@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,13 @@ MIGRATIONS: tuple[str, ...] = (
         sha256 TEXT NOT NULL, PRIMARY KEY (job, path)
     ) STRICT, WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE jobs ADD COLUMN owner TEXT;
+    ALTER TABLE jobs ADD COLUMN url TEXT;
+    ALTER TABLE jobs ADD COLUMN billable_s REAL;
+    ALTER TABLE jobs ADD COLUMN drained INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE jobs ADD COLUMN released INTEGER NOT NULL DEFAULT 0;
+    """,
 )
 """Applied in order, one transaction each; the number applied is the file's user_version."""
 
@@ -71,6 +79,13 @@ class JobRecord:
     folder: str | None = None
     cursor: str | None = None
     submitter: str | None = None
+    owner: str | None = None
+    url: str | None = None
+    billable_s: float | None = None
+    drained: int = 0
+    """1 when the log of a job that is over has been read to its end."""
+    released: int = 0
+    """1 when what the job left stored has been removed."""
     actual: Mapping[str, Any] = field(default_factory=dict)
     evaluation: Mapping[str, Any] = field(default_factory=dict)
     artifacts: tuple[Mapping[str, Any], ...] = ()
@@ -83,8 +98,8 @@ class JobRecord:
 
 _COLUMNS = (
     "id", "name", "backend", "ref", "state", "reason", "created", "started", "ended", "interruptions", "lineage",
-    "resumes", "folder", "bundle_sha256", "cursor", "submitter",
-    "spec", "data", "estimate",
+    "resumes", "folder", "bundle_sha256", "cursor", "submitter", "owner", "url", "billable_s",
+    "drained", "released", "spec", "data", "estimate",
 )  # fmt: skip
 _JSON = ("spec", "data", "estimate")
 _TIMES = ("created", "started", "ended")
@@ -295,11 +310,21 @@ def _encode(name: str, value: Any) -> Any:
     return str(value) if isinstance(value, JobState) else value
 
 
+def _cost(values: Mapping[str, Any]) -> str | None:
+    """US dollars: the vendor's billed seconds at the offer's rate; this machine is free; else unknown."""
+    if values["backend"] == "local":
+        return "0"
+    hourly = values["estimate"].get("hourly")
+    if hourly is None or values["billable_s"] is None:
+        return None
+    return str(round(Decimal(hourly) * Decimal(values["billable_s"]) / 3600, 2))
+
+
 def _actual(values: Mapping[str, Any], done: Mapping[str, Any]) -> dict[str, Any]:
     """What the job took: seconds from start to end, cost in dollars (known for the local machine: 0)."""
     started, ended = values["started"], values["ended"]
     return {
-        "cost": "0" if values["backend"] == "local" else None,
+        "cost": _cost(values),
         "seconds": (ended - started).total_seconds() if started and ended else None,
         "steps": done.get("steps"),
         "train_s": done.get("train_s"),

@@ -81,6 +81,29 @@ def train_python() -> Path:
 
 
 @pytest.fixture(scope="session")
+def sky_python() -> Path:
+    """The interpreter that has SkyPilot: LAUNCH_SKYPILOT_PYTHON, or the environment that `make test` builds."""
+    from backends.skypilot.environment import SkyPilotEnvironment
+    from launcher.home import cache
+
+    environment = SkyPilotEnvironment(cache())
+    if not environment.ready():
+        pytest.skip("make test builds SkyPilot's environment")
+    return environment.python()
+
+
+@pytest.fixture(scope="session")
+def sagemaker_image(train_python: Path) -> Path:
+    """The interpreter of what plays AWS's training image."""
+    from tests.images import image_python
+
+    python = image_python("sagemaker", train_python)
+    if not python.exists():
+        pytest.skip("make test builds what plays AWS's training image")
+    return python
+
+
+@pytest.fixture(scope="session")
 def tiny_model(train_python: Path) -> Path:
     """A Hugging Face folder with a random Llama that trains in a second."""
     from launcher.home import cache

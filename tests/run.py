@@ -14,7 +14,10 @@ import sys
 from pathlib import Path
 
 from backends.local.environment import TrainingEnvironment
+from backends.skypilot.environment import SkyPilotEnvironment
 from launcher.home import cache
+from tests.emulators.sagemaker import clients
+from tests.images import PACKAGES, make_image
 from train_entry.embedded import MODELS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,7 +31,13 @@ OVERLAY_PACKAGES = ("pytest", "pytest-timeout")
 def main(arguments: list[str]) -> int:
     if arguments[:1] == [INSIDE]:
         return _inside(*arguments[1:3], arguments[3:])
-    python = TrainingEnvironment(cache()).make(lambda line: print(line, flush=True))
+    python = TrainingEnvironment(cache()).make(_tell)
+    if os.name != "nt":  # SkyPilot has no Windows version; the tests that need it are skipped and say so
+        SkyPilotEnvironment(cache()).make(_tell)
+    for vendor in PACKAGES:
+        make_image(vendor, python)
+    if clients.wanted(arguments):
+        clients.build(_tell)
     overlay = _pytest_for(python)
     subprocess.run(
         [python, "-c", "from train_entry.embedded import embedded_folder as f; print(f('embedded:smollm2-135m'))"],
@@ -40,6 +49,10 @@ def main(arguments: list[str]) -> int:
     wall = _wall()
     env = {**os.environ, WALL: "1" if wall else ""}
     return subprocess.run([*wall, *inside], cwd=ROOT, env=env, check=False).returncode
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
 
 
 def _pytest_for(python: Path) -> Path:

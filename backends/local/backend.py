@@ -30,18 +30,21 @@ from backends.base import (
     Problem,
     Progress,
     Site,
+    bundle_of,
+    job_record,
 )
 from backends.capabilities import known_options, refuse_unsupported
+from backends.files import vouched_files
 from backends.local import outcome, process
 from backends.local.environment import TrainingEnvironment
 from backends.local.files import alone, copy_verified, in_words
 from backends.local.machine import gpus, old_driver
+from backends.local.secrets import keep, secret_values
 from cost.offers import Offer
 from launcher.errors import (
     BackendError,
     CapacityError,
     ConfigError,
-    CredentialsError,
     JobNotFoundError,
 )
 from launcher.home import cache
@@ -75,7 +78,7 @@ class LocalBackend:
         self._jobs = home / "jobs"
         self._environment = TrainingEnvironment(cache())
 
-    def check(self, site: Site) -> list[Problem]:
+    def check(self, site: Site, plan: Plan | None = None) -> list[Problem]:
         problems = []
         if not self._environment.ready():
             problems.append(
@@ -94,6 +97,7 @@ class LocalBackend:
                 Problem(
                     what=f"{free:.1f} GiB free at {where}",
                     fix=f"free up to {FREE_GIB} GiB, or set LAUNCH_HOME and LAUNCH_CACHE_DIR to another disk",
+                    fatal=not self._environment.ready(),
                 )
             )
         return problems
@@ -190,16 +194,11 @@ class LocalBackend:
                     "free space, or set LAUNCH_HOME to another disk",
                 )
             for file in plan.bundle.files:
+                if file.source is None:
+                    raise BackendError(f"{file.path} is not on this machine", "launch run with the job file")
                 copy_verified(file.source, folder / "input" / file.path, file.sha256)
-            record = {
-                "job": plan.job.model_dump(mode="json"),
-                "token": plan.token,
-                "lineage": plan.lineage,
-                "bundle_sha256": plan.bundle.sha256,
-                "created": datetime.now(UTC).isoformat(),
-            }
-            if not (folder / "record.json").exists():
-                write_atomic(folder / "record.json", json.dumps(record).encode())
+            record = job_record(plan, datetime.now(UTC))
+            write_atomic(folder / "record.json", json.dumps(record).encode())
         self.prepare(progress)
 
     def prepare(self, progress: Progress) -> Path:
@@ -211,9 +210,15 @@ class LocalBackend:
     def _old_driver(self) -> str | None:
         return None if self._environment.brought else old_driver(gpus())
 
+    def secrets(self, names: Iterable[str]) -> dict[str, str]:
+        return secret_values(names)
+
     def run_here(self, module: str, code: Path, env: Mapping[str, str], secrets: Iterable[str]) -> Iterator[str]:
-        full = {**os.environ, **env, **self._secrets(secrets), "PYTHONPATH": str(code)}
+        full = {**os.environ, **env, **secret_values(secrets), "PYTHONPATH": str(code)}
         yield from process.stream([str(self._environment.python()), "-m", module], full)
+
+    def put_secret(self, site: Site, name: str, value: str) -> str:
+        return keep(name, value)
 
     def submit(self, plan: Plan) -> JobRef:
         ref = JobRef(self.name, SCOPE, plan.token)
@@ -222,7 +227,7 @@ class LocalBackend:
         # A value of the user's stays as it is, also where it looks like a placeholder.
         asked = plan.request["env"]
         places = self._fill({k: v for k, v in asked.items() if plan.job.env.get(k) != v})
-        env = {**os.environ, **asked, **places, **self._secrets(plan.request["secrets"])}
+        env = {**os.environ, **asked, **places, **secret_values(plan.request["secrets"])}
         if self._environment.brought:
             env["LAUNCH_INSTALL"] = "never"
         output = folder / "output"
@@ -278,7 +283,8 @@ class LocalBackend:
     def download(self, ref: JobRef, to: Path) -> None:
         folder = self._folder(ref)
         source = folder / "output"
-        vouched = outcome.vouched_files(folder)
+        events = source / "events.jsonl"
+        vouched = vouched_files(events.read_bytes() if events.is_file() else b"")
         with in_words(f"copying the output of {ref.id} to {to}"):
             for path in sorted(p for p in source.rglob("*") if p.is_file()):
                 relative = path.relative_to(source)
@@ -298,6 +304,11 @@ class LocalBackend:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             folder.rmdir()
 
+    def find(self, site: Site, token: str, region: str | None = None) -> JobRef | None:
+        ref = JobRef(self.name, SCOPE, token)
+        staged = (self._jobs / token / "record.json").is_file()
+        return ref if staged and self._submitted(self._folder(ref)) else None
+
     def discover(self, site: Site) -> Iterable[JobRef]:
         staged = sorted(path.parent for path in self._jobs.glob("*/record.json"))
         return [JobRef(self.name, SCOPE, folder.name) for folder in staged if self._submitted(folder)]
@@ -309,6 +320,9 @@ class LocalBackend:
         except (OSError, ValueError) as exc:
             raise BackendError(f"{path} can't be read: {exc}", f"remove {path.parent} if it is damaged") from exc
         return found
+
+    def bundle(self, ref: JobRef, to: Path | None = None) -> Bundle:
+        return bundle_of(self.recorded(ref), self._folder(ref) / "input")
 
     def _folder(self, ref: JobRef) -> Path:
         folder = self._jobs / ref.id
@@ -327,19 +341,6 @@ class LocalBackend:
         for mark, place in places.items():
             filled = {k: v.replace(mark, place) for k, v in filled.items()}
         return filled
-
-    def _secrets(self, names: Iterable[str]) -> dict[str, str]:
-        """Values for the child's environment alone: from this environment, else the keyring."""
-        found = {}
-        for name in names:
-            value = os.environ.get(name) or _from_keyring(name)
-            if not value:
-                raise CredentialsError(
-                    f"secrets: {name} is neither in the environment nor in the keyring",
-                    f"export {name}=...  or: keyring set finelaunch {name}",
-                )
-            found[name] = value
-        return found
 
     def _submitted(self, folder: Path) -> bool:
         """True when the job in `folder` was started, also by a launcher that died before it noted the process."""
@@ -390,16 +391,3 @@ def _time_of(text: str) -> datetime | None:
         return datetime.fromisoformat(event["time"]) if event else None
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def _from_keyring(name: str) -> str | None:
-    try:
-        import keyring
-        import keyring.errors
-    except ModuleNotFoundError:
-        return None
-    try:
-        found = keyring.get_password("finelaunch", name)
-    except keyring.errors.KeyringError:
-        return None
-    return str(found) if found else None

@@ -51,12 +51,6 @@ def last_change(folder: Path) -> datetime | None:
     return None
 
 
-def vouched_files(folder: Path) -> dict[str, str]:
-    """Path in the output -> sha256, as the job's last `done` event lists its artifact; empty before that."""
-    done = next(_newest_first(folder, "done"), {})
-    return {f["path"]: f["sha256"] for f in done.get("files") or ()}
-
-
 def _newest_first(folder: Path, kind: str) -> Iterator[dict[str, Any]]:
     """The job's events of one kind, newest first; a torn line is passed over."""
     try:

@@ -20,7 +20,7 @@ def command(fix: bool, as_json: bool) -> None:
     client = options.make_client()
     if fix:
         console = screen.err()
-        client.here().prepare(lambda line: console.print(f"[dim]{line}[/dim]"))
+        client.here().prepare(screen.ProgressLines(console))
     found = client.check_backends()
     wrong = [(name, p) for name, _, problems in found for p in problems]
     machine = {

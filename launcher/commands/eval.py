@@ -22,9 +22,7 @@ def command(job: str | None, data: Path | None, max_rows: int | None, as_json: b
     client = options.make_client()
     job_id = client.get(job).id
     console = screen.err()
-    metrics, predictions = judge_again(
-        client, job_id, data, max_rows, lambda line: console.print(f"[dim]{line}[/dim]")
-    )
+    metrics, predictions = judge_again(client, job_id, data, max_rows, screen.ProgressLines(console))
     if as_json:
         screen.print_json({"id": job_id, "evaluation": metrics, "predictions": str(predictions)})
         return

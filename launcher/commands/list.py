@@ -9,13 +9,23 @@ from launcher.commands import options
 
 @click.command("list")
 @click.option("--all", "-a", "everything", is_flag=True, help="Not only the newest 20.")
+@click.option("--discover", is_flag=True, help="Ask the backends for jobs sent from elsewhere, too.")
+@options.backend
 @options.as_json
-def command(everything: bool, as_json: bool) -> None:
-    """All jobs, newest first."""
+def command(everything: bool, discover: bool, backend: str | None, as_json: bool) -> None:
+    """All jobs, newest first.
+
+    --discover takes in what the backends that are set up know of jobs sent from another laptop, or by
+    somebody else who uses the account.
+    """
     from launcher import screen
     from launcher.outcome import describe
 
-    records = options.make_client().jobs()
+    client = options.make_client()
+    if discover:
+        found = client.discover([backend] if backend else [])
+        screen.err().print(f"{found} jobs that were not known here", style="dim")
+    records = [record for record in client.jobs() if backend in (None, record.backend)]
     if as_json:
         screen.print_json([describe(record) for record in records])
         return

@@ -18,7 +18,8 @@ def command(job: str | None, follow: bool, tail: int | None, as_json: bool) -> N
 
     from backends.base import JobStatus, LogLine
     from launcher.events import Event, from_line
-    from launcher.live import as_words
+    from launcher.live import as_words, in_trouble
+    from launcher.observing import Trouble
     from launcher.outcome import detaching
 
     client = options.make_client()
@@ -36,7 +37,9 @@ def command(job: str | None, follow: bool, tail: int | None, as_json: bool) -> N
     if follow:
         with detaching(job_id):
             for item in client.follow(job_id):
-                if not isinstance(item, JobStatus):
+                if isinstance(item, Trouble):
+                    click.echo(in_trouble(item), err=True)
+                elif not isinstance(item, JobStatus):
                     show(item)
         return
     lines = [from_line(line.text) or line for line in client.log_lines(job_id)]

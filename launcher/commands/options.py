@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 DEFAULT_JOB_FILE = "launch.yaml"
 
 
-def _complete_job(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+def complete_job(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     from launcher.home import home
     from launcher.store import Store
 
@@ -38,8 +38,8 @@ sets = click.option(
 )
 dry_run = click.option("--dry-run", is_flag=True, help="A few real steps, then stop: time, tokens/s, memory.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON with stable names.")
-job = click.argument("job", metavar="JOB", shell_complete=_complete_job)
-job_or_newest = click.argument("job", required=False, metavar="[JOB]", shell_complete=_complete_job)
+job = click.argument("job", metavar="JOB", shell_complete=complete_job)
+job_or_newest = click.argument("job", required=False, metavar="[JOB]", shell_complete=complete_job)
 
 
 def make_client() -> Client:

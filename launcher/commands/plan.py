@@ -27,9 +27,10 @@ def command(job_file: Path, backend: str | None, sets: tuple[str, ...], diff: st
 
     client = options.make_client()
     job, folder = load_job(job_file, sets), job_file.absolute().parent
-    planned = client.plan(job, folder, backend)
+    progress = screen.ProgressLines(screen.err())
+    planned = client.plan(job, folder, backend, progress=progress)
     if diff is not None:
-        _show_difference(client, planned, client.plan(job, folder, diff), as_json)
+        _show_difference(client, planned, client.plan(job, folder, diff, progress=progress), as_json)
     elif as_json:
         screen.print_json(_describe(planned))
     else:
@@ -67,7 +68,8 @@ def _show(client: Client, planned: Planned, job_file: Path) -> None:
     for warning in planned.data.warnings if planned.data else ():
         console.print(f"note: {warning}", style="yellow")
     if planned.unchecked:
-        console.print(f"not checked against the vendor's model: {planned.unchecked}", style="yellow")
+        hint = planned.unchecked
+        console.print(f"not checked against the vendor's model: {hint}", style="yellow", markup=False)
     name = planned.plan.offer.backend
     if unset := _unset(planned):
         said = " ".join(f"--{fact.replace('_', '-')} ..." for fact in unset)

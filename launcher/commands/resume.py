@@ -20,7 +20,7 @@ def command(job: str, detach: bool, as_json: bool) -> None:
 
     client = options.make_client()
     console = screen.err()
-    record = client.resume(job, lambda line: console.print(f"[dim]{line}[/dim]"))
+    record = client.resume(job, screen.ProgressLines(console))
     if as_json:
         print(json.dumps({"event": "submitted", "id": record.id, "ref": record.ref}), flush=True)
     else:

@@ -38,15 +38,16 @@ def command(
     from launcher.outcome import describe, stay
 
     client = options.make_client()
-    planned = client.plan(load_job(job_file, sets), job_file.absolute().parent, backend, dry_run)
     console = screen.err()
+    progress = screen.ProgressLines(console)
+    planned = client.plan(load_job(job_file, sets), job_file.absolute().parent, backend, dry_run, progress)
     if not as_json:
         console.print(screen.plan_facts(planned))
     for warning in planned.data.warnings if planned.data else ():
         console.print(f"note: {warning}", style="yellow")
     client.refuse_unready(planned.plan)  # before anybody is asked about money
     _confirm(planned, yes, as_json)
-    record = client.submit(planned, lambda line: console.print(f"[dim]{line}[/dim]"))
+    record = client.submit(planned, progress)
     if as_json:
         print(json.dumps({"event": "submitted", "id": record.id, "ref": record.ref}), flush=True)
     if not detach:

@@ -10,7 +10,7 @@ import click
 from launcher.commands import options
 
 if TYPE_CHECKING:
-    from backends.base import Fact
+    from backends.base import Backend, Fact, FindsFacts
 
 
 @click.command("setup", context_settings={"ignore_unknown_options": True})
@@ -19,41 +19,109 @@ if TYPE_CHECKING:
 def command(backend: str, facts: tuple[str, ...]) -> None:
     """Tell BACKEND the facts of your account: role, bucket, project, ... ; asks for what no option names.
 
-    launch setup BACKEND --list shows the facts. They are kept in your configuration folder. No secret is
-    asked for: credentials stay where the vendor's own tools keep them.
+    \b
+    launch setup BACKEND --list      the facts, each with an example
+    launch setup BACKEND --find      look them up in the account, and say what is missing
+    launch setup BACKEND --advice    commands and least-privilege policies that make what is missing
+    launch setup BACKEND --install   build the environment of a vendor's SDK that lives by itself (skypilot)
+
+    They are kept in your configuration folder. No secret is asked for: credentials stay where the vendor's own
+    tools keep them.
     """
     from backends import registry
-    from launcher.errors import ConfigError
+    from backends.base import FindsFacts
     from launcher.home import home
     from launcher.site import check_facts, load_site, save_site
 
     target = registry.create(backend, home())
+    if "--install" in facts:
+        _install(target)
+        return
     if not target.facts:
         click.echo(f"{backend} needs no facts")
         return
     if "--list" in facts:
         _list_facts(backend, target.facts)
         return
-    given = _parse(facts)
+    find, advise = "--find" in facts, "--advice" in facts
+    given = _parse(tuple(word for word in facts if word not in ("--find", "--advice")))
     known = load_site(backend, target.facts).facts
     values = {name: value for name, value in {**known, **given}.items() if value}
     check_facts(backend, target.facts, values, {name: f"--{name}" for name in values})
-    if sys.stdin.isatty() and not given:
-        for fact in target.facts:
-            note = "" if fact.required else ", optional"
-            asked = click.prompt(f"{fact.what} (like {fact.example}{note})", default=values.get(fact.name, ""))
-            values[fact.name] = asked.strip()
-        values = {name: value for name, value in values.items() if value}
-        check_facts(backend, target.facts, values, {name: f"--{name}" for name in values})
-    elif not given:
-        raise ConfigError(
-            f"setup {backend}: nobody can be asked here", f"launch setup {backend} --list shows the options"
-        )
+    if advise:
+        click.echo(_finder(target).advice(values))
+        return
+    values = _completed(target, values, find, bool(given))
+    check_facts(backend, target.facts, values, {name: f"--{name}" for name in values})
     path = save_site(backend, values)
     click.echo(f"wrote {path}")
     missing = [fact.name for fact in target.facts if fact.required and fact.name not in values]
     if missing:
         click.echo(f"not set yet: {', '.join(missing)}")
+        if isinstance(target, FindsFacts):
+            click.echo(f"  launch setup {backend} --advice   shows how to make them")
+
+
+def _completed(target: Backend, values: dict[str, str], find: bool, given: bool) -> dict[str, str]:
+    """`values` with what the account tells and, on a terminal, what the user answers."""
+    from backends.base import FindsFacts
+    from launcher.errors import ConfigError, LaunchError
+
+    asks = sys.stdin.isatty() and not given and not find
+    found: dict[str, str] = {}
+    if find or (asks and isinstance(target, FindsFacts)):
+        try:
+            found = _found(target, values)
+        except LaunchError as exc:
+            if find:
+                raise
+            click.echo(f"nothing could be looked up: {exc.message}", err=True)
+    if not asks:
+        if not (find or given):
+            raise ConfigError(
+                f"setup {target.name}: nobody can be asked here",
+                f"launch setup {target.name} --list shows the options",
+            )
+        return {**found, **values}
+    for fact in target.facts:
+        note = "" if fact.required else ", optional"
+        default = values.get(fact.name) or found.get(fact.name, "")
+        values[fact.name] = click.prompt(f"{fact.what} (like {fact.example}{note})", default=default).strip()
+    return {name: value for name, value in values.items() if value}
+
+
+def _found(target: Backend, values: dict[str, str]) -> dict[str, str]:
+    """The best value of each fact that is not known yet; all of them are shown."""
+    best = {}
+    for name, candidates in _finder(target).find_facts(values).items():
+        if name in values or not candidates:
+            continue
+        best[name] = candidates[0]
+        others = f" (also: {', '.join(candidates[1:4])})" if len(candidates) > 1 else ""
+        click.echo(f"found {name}: {candidates[0]}{others}", err=True)
+    return best
+
+
+def _finder(target: Backend) -> FindsFacts:
+    from backends.base import FindsFacts
+    from launcher.errors import ConfigError
+
+    if not isinstance(target, FindsFacts):
+        raise ConfigError(
+            f"setup {target.name}: nothing can be looked up there", f"launch setup {target.name} --list"
+        )
+    return target
+
+
+def _install(target: Backend) -> None:
+    from backends.base import Installs
+    from launcher.errors import ConfigError
+
+    if not isinstance(target, Installs):
+        raise ConfigError(
+            f"setup {target.name} --install: nothing is installed that way", "launch backends says what each needs"
+        )
+    target.install(lambda line: click.echo(line, err=True))
 
 
 def _parse(words: tuple[str, ...]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from backends.base import Bundle, JobState, Progress
-from launcher.bundle import build_bundle, bundle_from_folder
+from launcher.bundle import build_bundle
 from launcher.client import Client
 from launcher.errors import ConfigError
 from launcher.events import from_line
@@ -39,7 +39,7 @@ def judge_again(
     folder = client.home / "evaluations" / record.id / (data.stem if data else "held-out")
     with TemporaryDirectory(prefix="finelaunch-") as work:
         inputs, outputs = Path(work) / "input", Path(work) / "output"
-        _lay_out(_bundle(record, data, max_rows, Path(work)), inputs)
+        _lay_out(_bundle(client, record, data, max_rows, Path(work)), inputs)
         outputs.mkdir()
         env = {
             "LAUNCH_INPUT_DIR": str(inputs),
@@ -68,17 +68,14 @@ def _artifact(client: Client, record: JobRecord) -> Path:
     return client.fetch(record.id, client.home / "fetched" / record.id) / "artifact"
 
 
-def _bundle(record: JobRecord, data: Path | None, max_rows: int | None, work: Path) -> Bundle:
+def _bundle(client: Client, record: JobRecord, data: Path | None, max_rows: int | None, work: Path) -> Bundle:
     """The job's own bundle, or one whose rows are those of `data`."""
-    staged = Path(record.folder).parent / "input" if record.folder else None
-    if staged is None or not (staged / "job.json").is_file():
-        raise ConfigError(
-            f"the bundle of {record.id} is not on this machine",
-            "launch run trains it here; its rows are judged there",
-        )
-    raw = json.loads((staged / "job.json").read_text(encoding="utf-8"))
+    given = client.bundle(record, work / "given")
     if data is None and max_rows is None:
-        return bundle_from_folder(staged)
+        return given
+    staged = work / "staged"
+    _lay_out(given, staged)
+    raw = json.loads((staged / "job.json").read_text(encoding="utf-8"))
     if max_rows is not None:
         raw["eval"]["max_rows"] = max_rows
     if data is not None:
@@ -94,6 +91,7 @@ def _bundle(record: JobRecord, data: Path | None, max_rows: int | None, work: Pa
 
 def _lay_out(bundle: Bundle, folder: Path) -> None:
     for file in bundle.files:
+        assert file.source is not None  # Client.bundle brings them
         target = folder / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file.source, target)

@@ -216,6 +216,14 @@ class BackendContract(RenderContract):
         assert recorded["bundle_sha256"] == succeeded.plan.bundle.sha256
         assert datetime.fromisoformat(recorded["created"]) <= datetime.now(UTC)
 
+    def test_a_job_gives_its_bundle_back(self, succeeded: Ran, place: Path, tmp_path: Path) -> None:
+        backend = self.make_backend(place / "home")
+        given = {file.path: file.sha256 for file in succeeded.plan.bundle.files}
+        known, brought = backend.bundle(succeeded.ref), backend.bundle(succeeded.ref, tmp_path / "given")
+        assert known.sha256 == brought.sha256 == succeeded.plan.bundle.sha256
+        assert {file.path: file.sha256 for file in known.files} == given
+        assert {file.path: _sha256(file.source) for file in brought.files if file.source} == given
+
     def test_two_launchers_see_the_same_job(self, succeeded: Ran, place: Path) -> None:
         one, other = self.make_backend(place / "home"), self.make_backend(place / "home")
         assert one.status(succeeded.ref) == other.status(succeeded.ref)
@@ -239,7 +247,8 @@ class BackendContract(RenderContract):
                 *(line.text for line in ran.lines),
             ]  # fmt: skip
             assert not [text for text in seen if secret_value in text]
-        kept = [tmp_path, place / "home", *(file.source for file in succeeded.plan.bundle.files)]
+        sources = [file.source for file in succeeded.plan.bundle.files if file.source]
+        kept = [tmp_path, place / "home", *sources]
         assert not [path for path in _files(kept) if secret_value.encode() in path.read_bytes()]
 
     def test_only_launch_errors_leave_it(self, succeeded: Ran, place: Path, tmp_path: Path) -> None:

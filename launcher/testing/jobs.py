@@ -19,6 +19,7 @@ from backends.base import Backend, JobRef, JobStatus, LogLine, Plan, Site
 from cost.estimate import estimate
 from launcher.bundle import build_bundle
 from launcher.events import Event, from_line
+from launcher.observing import LAST_EVENT
 from launcher.spec import JobSpec, Resources
 
 GAVE_UP = "the scorer gave up on purpose"
@@ -223,12 +224,13 @@ class ContractJobs:
         )  # fmt: skip
 
     def to_end(self, backend: Backend, ran: Ran, until: Callable[[], bool] = lambda: False) -> Ran:
-        """Poll status and log as the client does, until the job is over or `until` holds."""
+        """Poll status and log as the client does, until the job is over and its log drained, or `until` holds."""
         deadline = time.monotonic() + self.wait_s
         while True:
             ran.statuses.append(backend.status(ran.ref))
             ran.live += backend.logs(ran.ref, ran.live[-1].cursor if ran.live else None)
-            if ran.last.state.terminal or until():
+            last = LAST_EVENT.get(ran.last.state)
+            if until() or (last and (last in names(ran.live) or not backend.capabilities.drain_s)):
                 break
             if time.monotonic() > deadline:
                 backend.cancel(ran.ref)

@@ -67,17 +67,27 @@ def expression(backend: str, field: str, place: Path) -> str:
         if not exc.message.startswith((field, "resources")) and field not in exc.message:
             return "dropped"
         return f"refused: {exc.message.partition(': ')[2] or exc.message}"
-    plain = _rendered(backend, json.loads(json.dumps(BASE)), place)
+    plain = _rendered(backend, _before(field), place)
     paths = [path for path in _differences(plain[0], changed[0]) if "BUNDLE" not in path]
     if paths:
         return ", ".join(dict.fromkeys(paths))
     if field in LAUNCHER_ONLY:
         return LAUNCHER_ONLY[field]
-    return "job.json" if plain[1] != changed[1] else ("its only value" if field == "method" else "dropped")
+    if plain[1] != changed[1]:
+        return "job.json"
+    if plain[2] != changed[2]:
+        return "a file of the bundle"
+    return "its only value" if field == "method" else "dropped"
+
+
+def _before(field: str) -> dict[str, Any]:
+    """BASE; an offline job has its model in the bundle."""
+    raw: dict[str, Any] = json.loads(json.dumps(BASE))
+    return {**raw, "model": "model"} if field == "resources.offline" else raw
 
 
 def _with(backend: str, field: str) -> dict[str, Any]:
-    raw: dict[str, Any] = json.loads(json.dumps(BASE))
+    raw = _before(field)
     value = FIELDS[field]
     if value == "OPTIONS":
         value = {backend: PRIVATE_NETWORK[backend]}
@@ -96,7 +106,7 @@ def _with(backend: str, field: str) -> dict[str, Any]:
     section[key] = {deep: value} if deep else value
     raw[head] = section
     if field == "resources.max_wait_hours":
-        section["spot"] = True
+        section["spot"] = backend == "sagemaker"  # which limits the wait of spot jobs alone; Vertex of all others
     if field == "resources.fallback":
         section["fallback"] = [_second_type(backend, raw)]
     if field == "eval.labels":
@@ -115,8 +125,8 @@ def _facts(backend: str, place: Path) -> Any:
     return registry.create(backend, place).facts
 
 
-def _rendered(backend: str, raw: dict[str, Any], place: Path) -> tuple[Any, Any]:
-    """(request with the bundle's hash blanked, job.json)."""
+def _rendered(backend: str, raw: dict[str, Any], place: Path) -> tuple[Any, Any, Any]:
+    """(request with the bundle's hash blanked, job.json, hash of every other file of the bundle)."""
     _write_files(place)
     job = JobSpec.model_validate(raw)
     target = registry.create(backend, place / "home")
@@ -125,13 +135,15 @@ def _rendered(backend: str, raw: dict[str, Any], place: Path) -> tuple[Any, Any]
     facts = {**FACTS[backend], **job.site.get(backend, {})}
     request = target.render(job, offer, bundle, Site(backend=backend, facts=facts), "token-abc123", "token-abc123")
     body = next(f.source for f in bundle.files if f.path == "job.json").read_text(encoding="utf-8")
-    return json.loads(json.dumps(request).replace(bundle.sha256, "BUNDLE")), json.loads(body)
+    others = {f.path: f.sha256 for f in bundle.files if f.path != "job.json"}
+    return json.loads(json.dumps(request).replace(bundle.sha256, "BUNDLE")), json.loads(body), others
 
 
 def _write_files(place: Path) -> None:
-    row = json.dumps({"prompt": "a", "completion": "yes"}) + "\n"
     for name in ("train.jsonl", "eval.jsonl"):
-        (place / name).write_text(row)
+        (place / name).write_text(json.dumps({"prompt": name, "completion": "yes"}) + "\n")
+    (place / "model").mkdir(exist_ok=True)
+    (place / "model" / "config.json").write_text("{}")
     (place / "t.jinja").write_text("{{ messages }}")
     (place / "scorer.py").write_text("def score(rows, answers):\n    return {}\n")
 

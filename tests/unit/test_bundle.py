@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backends.base import Bundle
-from launcher.bundle import SECRETS, build_bundle, bundle_from_folder, resolved_job
+from launcher.bundle import SECRETS, build_bundle, resolved_job
 from launcher.errors import ConfigError
 from launcher.spec import JobSpec
 from train_entry.config import read_job
@@ -93,21 +92,6 @@ def test_any_change_changes_the_sha256(changed: str, folder: Path) -> None:
     else:
         spec = job(name="other")
     assert build(spec, folder).sha256 != before
-
-
-def test_the_staged_files_are_the_same_bundle_again(folder: Path, tmp_path: Path) -> None:
-    bundle = build(job(), folder)
-    staged = tmp_path / "staged"
-    for file in bundle.files:
-        (staged / file.path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file.source, staged / file.path)
-    (staged / "code/train_entry/__pycache__").mkdir()
-    (staged / "code/train_entry/__pycache__/x.pyc").write_bytes(b"x")
-    (staged / "data/.train.jsonl.part").write_bytes(b"half")
-    assert bundle_from_folder(staged).sha256 == bundle.sha256
-    (staged / "job.json").unlink()
-    with pytest.raises(ConfigError, match="no job any more"):
-        bundle_from_folder(staged)
 
 
 def test_the_training_process_reads_the_job_that_was_bundled(folder: Path) -> None:

@@ -1,0 +1,191 @@
+"""Clients of AWS for one region, made on use, and AWS's errors in this program's words."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from launcher.errors import (
+    BackendError,
+    BackendNotInstalledError,
+    ConfigError,
+    CredentialsError,
+    JobNotFoundError,
+    LaunchError,
+    QuotaError,
+    UnreachableError,
+)
+
+ATTEMPTS = 6
+CONNECT_S = 10
+READ_S = 60
+LOGIN = "aws sso login (or aws configure), then the same command again; AWS_PROFILE names another profile"
+EXPIRED = frozenset(
+    (
+        "ExpiredToken", "ExpiredTokenException", "RequestExpired", "InvalidClientTokenId", "AuthFailure",
+        "UnrecognizedClientException", "SignatureDoesNotMatch", "InvalidAccessKeyId", "InvalidToken",
+    )
+)  # fmt: skip
+DENIED = frozenset(("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403", "Forbidden"))
+BUSY = frozenset(
+    (
+        "Throttling", "ThrottlingException", "ThrottledException", "RequestLimitExceeded", "RequestThrottled",
+        "TooManyRequestsException", "SlowDown", "InternalFailure", "InternalServerError", "InternalError",
+        "ServiceUnavailable", "ServiceUnavailableException", "500", "503",
+    )
+)  # fmt: skip
+MISSING = frozenset(
+    (
+        "ResourceNotFound", "ResourceNotFoundException", "NoSuchKey", "404", "NotFound", "NoSuchEntity",
+        "NoSuchBucket",
+    )
+)  # fmt: skip
+
+
+class Aws:
+    """One region's clients. Expired credentials are read anew on the next call, so a login is enough."""
+
+    def __init__(self, region: str) -> None:
+        self.region = region
+        self._clients: dict[str, Any] = {}
+
+    def client(self, service: str) -> Any:
+        """boto3's client of a service. Raises BackendNotInstalledError or CredentialsError."""
+        if service not in self._clients:
+            self._clients[service] = self._make(service)
+        return self._clients[service]
+
+    def call(self, service: str, operation: str, doing: str, **arguments: Any) -> dict[str, Any]:
+        """One call; `doing` is what it is for, in words. Raises LaunchError, never an error of boto3."""
+        with self.errors(doing):
+            found: dict[str, Any] = getattr(self.client(service), operation)(**arguments)
+        return found
+
+    def pages(self, service: str, operation: str, doing: str, **arguments: Any) -> Iterator[dict[str, Any]]:
+        """Every page of a listing."""
+        with self.errors(doing):
+            yield from self.client(service).get_paginator(operation).paginate(**arguments)
+
+    @contextlib.contextmanager
+    def errors(self, doing: str) -> Iterator[None]:
+        """What boto3 raises in here leaves as LaunchError."""
+        try:
+            yield
+        except LaunchError:
+            raise
+        except Exception as exc:
+            found = in_words(exc, doing, self.region)
+            if found is None:
+                raise
+            if isinstance(found, CredentialsError):
+                self._clients.clear()
+            raise found from exc
+
+    def is_plain_http(self, service: str) -> bool:
+        """True when requests would leave this machine without TLS (an endpoint that the user has overridden)."""
+        from urllib.parse import urlsplit
+
+        url = urlsplit(self.client(service).meta.endpoint_url)
+        local = url.hostname in ("127.0.0.1", "localhost", "::1")
+        return url.scheme == "http" and not local
+
+    def _make(self, service: str) -> Any:
+        try:
+            import boto3
+            from botocore.config import Config
+        except ModuleNotFoundError as exc:
+            raise _not_installed() from exc
+        config = Config(
+            retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+            connect_timeout=CONNECT_S, read_timeout=READ_S, user_agent_extra="finelaunch",
+        )  # fmt: skip
+        with self.errors(f"preparing to call {service}"):
+            # A session of its own: boto3's default one is shared by threads and remembers old credentials.
+            return boto3.Session(region_name=self.region).client(service, config=config)
+
+
+def usual_region() -> str:
+    """The region of the user's profile or environment. Raises ConfigError when there is none."""
+    try:
+        import boto3
+        from botocore.exceptions import BotoCoreError
+    except ModuleNotFoundError as exc:
+        raise _not_installed() from exc
+    try:
+        found = boto3.Session().region_name
+    except BotoCoreError as exc:
+        raise CredentialsError(f"reading your AWS profile: {exc}", LOGIN) from exc
+    if found is None:
+        raise ConfigError("no AWS region is known", "launch setup sagemaker --find --region us-east-1")
+    return str(found)
+
+
+def _not_installed() -> BackendNotInstalledError:
+    return BackendNotInstalledError(
+        "backend sagemaker needs the package boto3", "pip install 'finelaunch[sagemaker]'"
+    )
+
+
+def code_of(exc: BaseException) -> str:
+    """AWS's error code, empty for an exception without one."""
+    response = getattr(exc, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+
+
+def is_missing(exc: BaseException) -> bool:
+    """Does AWS say that it does not have the thing? SageMaker says so as a ValidationException, too."""
+    text = str(exc).lower()
+    return code_of(exc) in MISSING or (
+        code_of(exc) == "ValidationException" and ("not found" in text or "could not find" in text)
+    )
+
+
+def in_words(exc: Exception, doing: str, region: str) -> LaunchError | None:
+    """The error for a user; None for what is no error of AWS's."""
+    from botocore import exceptions as b
+
+    if isinstance(exc, b.ClientError):
+        return _of_answer(exc, doing, region)
+    if isinstance(
+        exc,
+        b.NoCredentialsError | b.PartialCredentialsError | b.CredentialRetrievalError | b.SSOError
+        | b.ProfileNotFound | b.TokenRetrievalError | b.NoAuthTokenError,
+    ):  # fmt: skip
+        return CredentialsError(f"{doing}: no AWS credentials can be used: {exc}", LOGIN)
+    if isinstance(exc, b.HTTPClientError | b.ConnectionError):
+        return UnreachableError(
+            f"{doing}: AWS can't be reached in {region}: {exc}", "see the network, then the same command again"
+        )
+    if isinstance(exc, b.BotoCoreError):
+        return BackendError(f"{doing}: {exc}", "launch doctor; --debug shows where")
+    return None
+
+
+def _of_answer(exc: Any, doing: str, region: str) -> LaunchError:
+    code = code_of(exc)
+    said = str(exc.response.get("Error", {}).get("Message", "")) or code
+    meta = exc.response.get("ResponseMetadata", {})
+    request_id = meta.get("RequestId")
+    if code in EXPIRED:
+        return CredentialsError(f"{doing}: AWS does not accept the credentials ({code}): {said}", LOGIN)
+    if code in DENIED:
+        return BackendError(
+            f"{doing}: AWS refuses {exc.operation_name}: {said}",
+            f"allow {exc.operation_name} for your user or role (launch setup sagemaker --advice shows the policy)",
+            request_id=request_id,
+        )
+    if code in BUSY or int(meta.get("HTTPStatusCode") or 0) >= 500:
+        return UnreachableError(
+            f"{doing}: AWS is busy or broken ({code}): {said}", "the same command again, later", request_id
+        )
+    if code == "ResourceLimitExceeded":
+        return QuotaError(
+            f"{doing}: {said}",
+            f"ask for more: https://{region}.console.aws.amazon.com/servicequotas/home/services/sagemaker/quotas",
+        )
+    if is_missing(exc):
+        return JobNotFoundError(f"{doing}: AWS has it no more, or never had: {said}", "launch list")
+    return BackendError(
+        f"{doing}: AWS refuses it ({code}): {said}", "launch plan --json shows the request", request_id
+    )

@@ -1,0 +1,5 @@
+"""SkyPilot: any GPU cloud, Kubernetes or Slurm."""
+
+from backends.skypilot.backend import SkyPilotBackend
+
+__all__ = ["SkyPilotBackend"]

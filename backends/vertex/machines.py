@@ -1,0 +1,166 @@
+"""Vertex AI's machines with GPUs, and which of them fit what a job wants."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cost.offers import Offer
+from launcher.errors import CapacityError, UnsupportedError
+from launcher.spec import Resources
+
+SCARCE = "Google recommends spot or a reservation for this machine"
+SMALL_A3 = "third parties report this size as spot or flex-start only (2025-08): on-demand capacity may never come"
+
+
+@dataclass(frozen=True)
+class Family:
+    """One GPU model: Vertex's name for it, and the machine for each number of GPUs."""
+
+    gpu: str
+    accelerator: str
+    memory_gib: float
+    machines: dict[int, str]
+    names: tuple[str, ...] = ()
+    """What else users call it; `gpu` and `accelerator` count anyway."""
+    flex: bool = True
+    """True where FLEX_START, the one strategy with a waiting limit, has it."""
+    note: str | None = None
+
+
+FAMILIES = (
+    Family(
+        "T4", "NVIDIA_TESLA_T4", 16, {1: "n1-standard-8", 2: "n1-standard-16", 4: "n1-standard-32"}, flex=False,
+    ),
+    Family(
+        "L4", "NVIDIA_L4", 24,
+        {1: "g2-standard-12", 2: "g2-standard-24", 4: "g2-standard-48", 8: "g2-standard-96"},
+    ),
+    Family(
+        "A100", "NVIDIA_TESLA_A100", 40,
+        {**{n: f"a2-highgpu-{n}g" for n in (1, 2, 4, 8)}, 16: "a2-megagpu-16g"}, ("A100-40GB", "A100-40"),
+    ),
+    Family(
+        "RTXPRO6000", "NVIDIA_RTX_PRO_6000", 96,
+        {1: "g4-standard-48", 2: "g4-standard-96", 4: "g4-standard-192"}, flex=False,
+    ),
+    Family(
+        "A100-80GB", "NVIDIA_A100_80GB", 80, {n: f"a2-ultragpu-{n}g" for n in (1, 2, 4, 8)}, ("A100", "A100-80"),
+    ),
+    Family("H100", "NVIDIA_H100_80GB", 80, {n: f"a3-highgpu-{n}g" for n in (1, 2, 4, 8)}),
+    Family(
+        "H100-MEGA", "NVIDIA_H100_MEGA_80GB", 80, {8: "a3-megagpu-8g"}, ("H100", "H100-MEGA-80GB"), note=SCARCE,
+    ),
+    Family("H200", "NVIDIA_H200_141GB", 141, {8: "a3-ultragpu-8g"}, note=SCARCE),
+    Family("B200", "NVIDIA_B200", 180, {8: "a4-highgpu-8g"}, note=SCARCE),
+)  # fmt: skip
+"""As of 2026-11-23, cheapest first for an equal number of GPUs (Compute Engine's list prices, us-central1,
+2026-08-06). https://cloud.google.com/vertex-ai/docs/training/configure-compute
+
+Left out: V100, P100, P4 (too old for the pinned torch), GB200 (reservations only, ARM images).
+"""
+
+DEFAULT = "L4"
+"""The first offer of a job that names no GPU: T4, which is cheaper, has no bfloat16."""
+ON_N1 = {"NVIDIA_TESLA_T4", "NVIDIA_TESLA_V100", "NVIDIA_TESLA_P100", "NVIDIA_TESLA_P4"}
+"""Attached to an N1 machine of any size; every other GPU comes with its own machine types."""
+BUILT_IN = {
+    "g2-standard-": "NVIDIA_L4",
+    "g4-standard-": "NVIDIA_RTX_PRO_6000",
+    "a2-highgpu-": "NVIDIA_TESLA_A100",
+    "a2-megagpu-": "NVIDIA_TESLA_A100",
+    "a2-ultragpu-": "NVIDIA_A100_80GB",
+    "a3-highgpu-": "NVIDIA_H100_80GB",
+    "a3-megagpu-": "NVIDIA_H100_MEGA_80GB",
+    "a3-ultragpu-": "NVIDIA_H200_141GB",
+    "a4-highgpu-": "NVIDIA_B200",
+    "a4x-highgpu-": "NVIDIA_GB200",
+}
+"""Beginning of a machine type -> the GPU in it (same page and date)."""
+GPUS_OF = {
+    **{f.machines[n]: n for f in FAMILIES if f.accelerator not in ON_N1 for n in f.machines},
+    **{f"g2-standard-{n}": 1 for n in (4, 8, 16, 32)},
+}
+"""Machine type -> the GPUs in it (same page and date), with the sizes that only raw options ask for."""
+FLEX_START = {family.accelerator for family in FAMILIES if family.flex}
+"""https://cloud.google.com/vertex-ai/docs/training/schedule-jobs-dws (2026-11-23)."""
+
+
+def accelerator_of(offer: Offer) -> str:
+    """Vertex's name for the offer's GPU."""
+    return next(family.accelerator for family in FAMILIES if family.gpu == offer.gpu)
+
+
+def offers(backend: str, wanted: Resources) -> Iterator[Offer]:
+    """The machines that fit, best first. Raises CapacityError or UnsupportedError when there is none."""
+    families = _of_model(wanted.gpu)
+    if wanted.max_wait_hours is not None:
+        families = _with_flex_start(families)
+    fitting = [family for family in families if wanted.gpus in family.machines]
+    if not fitting:
+        raise _no_such_count(families, wanted)
+    for family in fitting:
+        machine = family.machines[wanted.gpus]
+        yield Offer(
+            backend=backend,
+            instance_type=machine,
+            region=wanted.region,
+            gpu=family.gpu,
+            gpus=wanted.gpus,
+            nodes=wanted.nodes,
+            gpu_memory_gib=family.memory_gib,
+            spot=wanted.spot,
+            note=_note(family, machine, wanted),
+        )
+
+
+def _of_model(gpu: str | None) -> list[Family]:
+    if gpu is None:
+        return sorted(FAMILIES, key=lambda family: family.gpu != DEFAULT)
+    found = [f for f in FAMILIES if _plain(gpu) in {_plain(n) for n in (f.gpu, f.accelerator, *f.names)}]
+    if found:
+        return found
+    known = {family.gpu: family.gpu for family in FAMILIES}
+    close = difflib.get_close_matches(gpu.upper(), known, n=1)
+    guess = f"did you mean {close[0]}? " if close else ""
+    raise CapacityError(
+        f"resources.gpu: backend vertex has no {gpu}", f"{guess}there are: {', '.join(known)}; or leave it out"
+    )
+
+
+def _plain(name: str) -> str:
+    """`NVIDIA_TESLA_A100`, `A100`, `nvidia a100` -> `a100`."""
+    return re.sub(r"nvidia|tesla|[^a-z0-9]", "", name.casefold())
+
+
+def _with_flex_start(families: list[Family]) -> list[Family]:
+    found = [family for family in families if family.flex]
+    if not found:
+        able = ", ".join(family.gpu for family in FAMILIES if family.flex)
+        raise UnsupportedError(
+            f"resources.max_wait_hours: Vertex limits the wait in strategy FLEX_START only, "
+            f"and that has no {families[0].gpu}",
+            f"leave it out, or choose a GPU that has it: {able}",
+        )
+    return found
+
+
+def _no_such_count(families: list[Family], wanted: Resources) -> CapacityError:
+    counts = sorted({count for family in families for count in family.machines})
+    above = next((count for count in counts if count > wanted.gpus), counts[-1])
+    return CapacityError(
+        f"resources.gpus: no machine has {wanted.gpus} {wanted.gpu or 'GPUs'}; there are machines with "
+        f"{', '.join(map(str, counts))}",
+        f"--set resources.gpus={above}, and resources.nodes for more machines",
+    )
+
+
+def _note(family: Family, machine: str, wanted: Resources) -> str | None:
+    on_demand = not wanted.spot and wanted.max_wait_hours is None
+    if not on_demand:
+        return None
+    if family.gpu == "H100" and machine != "a3-highgpu-8g":
+        return SMALL_A3
+    return family.note

@@ -1,0 +1,92 @@
+"""Jobs that a backend knows and the record does not: a launcher died, the record is lost."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+from backends.base import Backend, JobRef, JobState, Site
+from backends.registry import BUILTIN
+from launcher.errors import ConfigError, LaunchError
+from launcher.spec import JobSpec
+from launcher.store import JobRecord, Store
+
+
+class Discovery:
+    """Asks backends what they know of ours. `backend`, `site`: of a name."""
+
+    def __init__(self, store: Store, backend: Callable[[str], Backend], site: Callable[[str], Site]) -> None:
+        self._store = store
+        self._backend = backend
+        self._site = site
+
+    def adopt(self, job: JobSpec, backend: str, site: Site, token: str) -> bool:
+        """Record the reference of a job that its backend knows though its launcher did not hear so."""
+        ref = self._backend(backend).find(site, token, job.resources.region)
+        if ref is not None:
+            self._store.update(token, ref=str(ref), state=JobState.STARTING)
+        return ref is not None
+
+    def rebuild_if_lost(self) -> None:
+        """When the record's file is gone: take in what this machine's own backends know.
+
+        Only those that answer without a network: a vendor is asked by `take_in`, when the user wants it.
+        """
+        if self._store.exists():
+            return
+        found: list[JobRecord] = []
+        with contextlib.suppress(LaunchError):
+            found = list(self._known_to("local"))
+        if found:
+            self._store.add_missing(found)
+
+    def take_in(self, names: Iterable[str] = ()) -> int:
+        """Record every job that the named backends (default: all that are set up) know; how many were new.
+
+        Raises what a named backend raises; of all, one that can't be asked is left out.
+        """
+        asked = list(names)
+        found: list[JobRecord] = []
+        for name in asked or BUILTIN:
+            if asked:
+                found += self._known_to(name)
+                continue
+            with contextlib.suppress(LaunchError):
+                if self._is_set_up(name):
+                    found += self._known_to(name)
+        new = [record for record in found if self._store.get(record.id) is None]
+        if new:
+            self._store.add_missing(new)
+        return len(new)
+
+    def _is_set_up(self, name: str) -> bool:
+        target, site = self._backend(name), self._site(name)
+        return all(site.get(fact.name) for fact in target.facts if fact.required)
+
+    def _known_to(self, name: str) -> Iterable[JobRecord]:
+        target = self._backend(name)
+        if not self._is_set_up(name):
+            raise ConfigError(f"backend {name} is not set up", f"launch setup {name}")
+        for ref in target.discover(self._site(name)):
+            # A job whose own record is damaged is left out.
+            with contextlib.suppress(LaunchError, KeyError, TypeError, ValueError):
+                yield _from_backend(ref, target.recorded(ref))
+
+
+def _from_backend(ref: JobRef, recorded: Mapping[str, Any]) -> JobRecord:
+    return JobRecord(
+        id=ref.id,
+        name=recorded["job"]["name"],
+        backend=ref.backend,
+        ref=str(ref),
+        state=JobState.UNKNOWN,
+        created=datetime.fromisoformat(recorded["created"]),
+        lineage=recorded["lineage"],
+        resumes=recorded["lineage"] if recorded["lineage"] != ref.id else None,
+        bundle_sha256=recorded["bundle_sha256"],
+        spec=recorded["job"],
+        owner=recorded.get("owner"),
+        estimate={"hourly": recorded.get("hourly")},
+    )

@@ -1,0 +1,139 @@
+"""What a job says and does: into the record, and to whoever follows. The same for every backend."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from backends.base import Backend, JobRef, JobState, JobStatus, LogLine
+from launcher.errors import CredentialsError, JobNotFoundError, LaunchError, UnreachableError
+from launcher.events import Event, from_line
+from launcher.store import JobRecord, Store
+
+LAST_EVENT = {JobState.SUCCEEDED: "done", JobState.FAILED: "failure", JobState.CANCELLED: "stopped"}
+"""The event behind which a job that ended so says nothing more."""
+GIVE_UP_S = 3600.0
+"""How long a follower goes on asking a vendor that refuses it or can't be reached."""
+MOST_WAIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """The job can't be looked at now; it goes on by itself, and so does whoever follows it."""
+
+    message: str
+    hint: str | None
+
+
+@dataclass
+class _Look:
+    """One look: what came after the cursor, the cursor behind it, and what ended the look early."""
+
+    cursor: str | None
+    items: list[LogLine | Event] = field(default_factory=list)
+    status: JobStatus | None = None
+    drained: bool = False
+    trouble: LaunchError | None = None
+
+
+class Observer:
+    """Looks at jobs through their backends and keeps what it sees in the record."""
+
+    def __init__(self, store: Store, backend: Callable[[str], Backend]) -> None:
+        self._store = store
+        self._backend = backend
+
+    def refresh(self, record: JobRecord) -> None:
+        """One look from where the recorded one ended. Raises what the backend does."""
+        if record.over and record.drained:
+            return
+        try:
+            look = self._look(record, record.cursor)
+        except JobNotFoundError as exc:
+            self._store.update(record.id, state=JobState.UNKNOWN, reason=exc.message)
+            return
+        if look.trouble is not None:
+            raise look.trouble
+
+    def follow(self, record: JobRecord, from_start: bool) -> Iterator[LogLine | Event | JobStatus | Trouble]:
+        """What the job says and does, live, until it is over and its log is drained. Nothing twice.
+
+        An expired login and a lost network are told once and waited out: nothing is missed.
+        """
+        # Its own cursor: another launcher that looks at the job moves the recorded one.
+        cursor = None if from_start else record.cursor
+        can = self._backend(record.backend).capabilities
+        state = record.state
+        troubled_since: float | None = None
+        while True:
+            look = self._look(record, cursor)
+            yield from look.items
+            cursor = look.cursor
+            if look.trouble is not None:
+                if troubled_since is None:
+                    troubled_since = time.monotonic()
+                    yield Trouble(look.trouble.message, look.trouble.hint)
+                elif time.monotonic() - troubled_since > GIVE_UP_S:
+                    raise look.trouble
+                time.sleep(min(MOST_WAIT_S, _poll_s(can.poll_s) * 4))
+                continue
+            troubled_since, status = None, look.status
+            assert status is not None
+            if look.drained or not (status.state == state or status.state.terminal):
+                yield status
+                state = status.state
+            if look.drained:
+                return
+            time.sleep(_poll_s(can.poll_s))
+
+    def _look(self, record: JobRecord, cursor: str | None) -> _Look:
+        """Events and status are recorded, also those that came before trouble."""
+        assert record.ref is not None
+        ref = JobRef.parse(record.ref)
+        target = self._backend(record.backend)
+        look = _Look(cursor)
+        try:
+            # Status before log: what the log holds after a final status is all there will be, once drained.
+            look.status = target.status(ref)
+            for line in target.logs(ref, cursor):
+                look.items.append(from_line(line.text) or line)
+                look.cursor = line.cursor
+        except (CredentialsError, UnreachableError) as exc:
+            look.trouble = exc
+        self._store.add_events(record.id, [i for i in look.items if isinstance(i, Event)], look.cursor)
+        if (status := look.status) is not None:
+            self._store.update(
+                record.id, state=status.state, reason=status.reason, started=status.started, ended=status.ended,
+                interruptions=status.interruptions, folder=_local_path(status.url), url=status.url,
+                billable_s=status.billable_s,
+            )  # fmt: skip
+            if status.state.terminal and look.trouble is None:
+                look.drained = self._is_drained(record.id, status, target.capabilities.drain_s)
+                if look.drained:
+                    self._store.update(record.id, drained=1)
+        return look
+
+    def _is_drained(self, job_id: str, status: JobStatus, drain_s: float) -> bool:
+        """Has everything been read that a job which is over had to say?"""
+        if not drain_s or (status.ended and datetime.now(UTC) - status.ended > timedelta(seconds=drain_s)):
+            return True
+        return any(event.name == LAST_EVENT[status.state] for event in self._store.events(job_id))
+
+
+def _poll_s(usual: float) -> float:
+    """LAUNCH_POLL_S, or the backend's own pace."""
+    try:
+        return float(os.environ["LAUNCH_POLL_S"])
+    except (KeyError, ValueError):
+        return usual
+
+
+def _local_path(url: str | None) -> str | None:
+    """The path of a file:// URL, None for any other."""
+    parts = urlsplit(url or "")
+    return url2pathname(parts.path) if parts.scheme == "file" else None

@@ -1,0 +1,141 @@
+"""A job rehearsed on this machine: the same bundle and plan inside the container that a vendor would put round it.
+
+Nothing is sent and nothing is paid. The process gets the vendor's environment, files and folders under a folder of
+this machine; an interruption takes away everything but what the vendor keeps, and the job must go on from that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backends.base import ContainerContract, Plan, Progress, Rehearsable
+from launcher.errors import ConfigError, JobFailedError
+from launcher.events import Event, from_line
+from launcher.home import cache
+from launcher.live import as_words
+
+PREEMPTED = 143
+TAIL = 12
+PASSED_ON = ("PATH", "HOME", "SYSTEMROOT", "TMPDIR", "TEMP", "HF_HUB_OFFLINE", "PIP_NO_INDEX", "PIP_FIND_LINKS")
+"""What the process gets of this machine's own environment; a container would bring its own."""
+
+
+@dataclass(kw_only=True)
+class Rehearsed:
+    """What a rehearsal showed."""
+
+    output: Path
+    starts: int = 0
+    interrupted_at: int | None = None
+    resumed_at: int | None = None
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+
+
+def rehearse(
+    target: Rehearsable, plan: Plan, root: Path, python: Path, secrets: Mapping[str, str],
+    preempt_after: int | None, progress: Progress,
+) -> Rehearsed:  # fmt: skip
+    """Run the plan's job to its end under `root`, interrupted once after so many steps.
+
+    Raises ConfigError for what one machine can't rehearse, JobFailedError when the job fails, does not
+    checkpoint when it is told to stop, or does not go on from its checkpoint.
+    """
+    if plan.job.resources.nodes > 1:
+        raise ConfigError("resources.nodes: this machine rehearses one node", "--set resources.nodes=1")
+    box = target.contract(plan, root, 0)
+    seen = Rehearsed(output=box.output)
+    code = _start(box, plan, python, secrets, preempt_after, seen, progress)
+    if preempt_after is not None and code != 0:
+        if code != PREEMPTED or seen.interrupted_at is None:
+            raise _failed(seen, f"the job did not checkpoint and stop when it was told to (exit code {code})")
+        progress(f"interrupted after step {seen.interrupted_at}; a new machine, with nothing but {box.kept.name}")
+        code = _start(box, plan, python, secrets, None, seen, progress)
+        if code == 0 and seen.resumed_at is None:
+            raise _failed(seen, "the job began anew instead of going on from its checkpoint")
+    if code != 0:
+        raise _failed(seen, f"the job failed (exit code {code})")
+    return seen
+
+
+def _start(
+    box: ContainerContract, plan: Plan, python: Path, secrets: Mapping[str, str], preempt_after: int | None,
+    seen: Rehearsed, progress: Progress,
+) -> int:  # fmt: skip
+    """One start of the container on a fresh machine; its exit code."""
+    _lay_out(box, plan)
+    seen.starts += 1
+    own = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+    # The caches are this machine's: what the vendor's machine would download is here already.
+    env = {**own, **box.env, **secrets, "LAUNCH_CACHE_DIR": str(cache())}
+    env.pop("LAUNCH_SECRETS", None)  # references into a store that is not asked; the values are this machine's
+    process = subprocess.Popen(
+        [str(python), *box.command[1:]], env=env, cwd=box.bundle, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, encoding="utf-8", errors="replace",
+    )  # fmt: skip
+    try:
+        for item in _items(process):
+            _hear(item, seen, progress)
+            if preempt_after is not None and seen.interrupted_at is None and _step(item) >= preempt_after:
+                seen.interrupted_at = _step(item)
+                process.terminate()
+    finally:
+        if process.poll() is None and process.stdout is not None and process.stdout.closed:
+            process.kill()
+    return process.wait()
+
+
+def _items(process: subprocess.Popen[str]) -> Iterator[Event | str]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        text = line.rstrip("\n")
+        yield from_line(text) or text
+
+
+def _hear(item: Event | str, seen: Rehearsed, progress: Progress) -> None:
+    if isinstance(item, Event):
+        if item.name == "resumed":
+            seen.resumed_at = item.fields["step"]
+        elif item.name == "eval":
+            seen.evaluation[str(item.fields["which"])] = item.fields["metrics"]
+    text = item if isinstance(item, str) else as_words(item)
+    if text:
+        seen.lines.append(text)
+        progress(text)
+
+
+def _step(item: Event | str) -> int:
+    return int(item.fields["step"]) if isinstance(item, Event) and item.name == "step" else -1
+
+
+def _lay_out(box: ContainerContract, plan: Plan) -> None:
+    """The container's folders as on a fresh machine: only what the vendor keeps is as it was."""
+    for folder in (box.bundle, *box.folders):
+        if folder != box.kept:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    for file in plan.bundle.files:
+        if file.source is None:
+            raise ConfigError(f"{file.path} is not on this machine", "rehearse with the job file")
+        target = box.bundle / file.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file.source, target)
+    for path, text in box.files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def _failed(seen: Rehearsed, what: str) -> JobFailedError:
+    reason = seen.output / "failure.json"
+    hint = "see the lines above"
+    if reason.is_file():
+        told = json.loads(reason.read_text(encoding="utf-8"))
+        what, hint = f"{what}: {told['message']}", told.get("hint") or hint
+    return JobFailedError(f"rehearsal: {what}", hint, log_tail=seen.lines[-TAIL:])
