@@ -140,7 +140,7 @@ class Client:
             self._note_interrupted(plan, exc)
             raise
         self._store.update(plan.token, state=JobState.STARTING, ref=str(ref))
-        return self.get(plan.token)
+        return self._again(plan.token)
 
     def _note_interrupted(self, plan: Plan, exc: BaseException) -> None:
         """Whether the job runs though submit did not come to its end: that costs money, so it is looked up."""

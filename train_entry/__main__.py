@@ -2,29 +2,35 @@
 
 Standard library only, so that it starts in any image with Python 3.11. SIGTERM is passed on to the ranks,
 also during set-up. Exit status: 0 done, 143 checkpointed and stopped, anything else failed; state.json in
-LAUNCH_OUTPUT_DIR says the same for a backend that keeps no exit status.
+LAUNCH_OUTPUT_DIR says the same for a backend that keeps no exit status. Of several nodes only the first
+writes state.json and events.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from train_entry.cluster import Cluster
-from train_entry.config import JobFileError, read_job
+from train_entry.cluster import RENDEZVOUS_S, Cluster
+from train_entry.config import JobFileError, TrainJob, read_job
 from train_entry.events import EventWriter, hush, say
-from train_entry.failure import JobError, classify, write_atomic, write_failure
+from train_entry.failure import FAILURE, JobError, classify, tell_vendor, write_atomic, write_failure
+from train_entry.folders import work_folder
 from train_entry.masking import mask, set_names
+from train_entry.packages import install, installed, missing_packages
+from train_entry.secrets import needs_botocore, references, resolve
 
 PREEMPTED = 143
-TORCH_AT_LEAST = (2, 6)
 QUIET = {
     "PYTHONUNBUFFERED": "1",
     "PYTHONWARNINGS": "ignore",
@@ -38,81 +44,108 @@ QUIET = {
     "DO_NOT_TRACK": "1",
 }
 """A log that people can read, and libraries that do not call home."""
+OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 NEEDED = ("LAUNCH_INPUT_DIR", "LAUNCH_OUTPUT_DIR", "LAUNCH_CHECKPOINT_DIR")
+SPAWN_S = 5.0
+"""torchrun's ranks have noted their process ids this long after the nodes have met."""
 
 
 class Entry:
     """One start of the job on this node."""
 
     def __init__(self) -> None:
-        self.outputs = Path(os.environ["LAUNCH_OUTPUT_DIR"])
-        self.inputs = Path(os.environ["LAUNCH_INPUT_DIR"])
-        self.work = self.outputs / ".work"
-        self.work.mkdir(parents=True, exist_ok=True)
-        self.stop_file = self.work / "stop"
-        for old in (self.stop_file, self.outputs / "state.json", self.outputs / "failure.json"):
-            old.unlink(missing_ok=True)
-        for old in self.work.glob("rank-*.pid"):
-            old.unlink()
-        self.run = secrets.token_hex(4)
-        self.writer = EventWriter(self.outputs / "events.jsonl", self.run)
         self.child: subprocess.Popen[bytes] | None = None
         self.direct = True
+        self.stop_file: Path | None = None
+        self.asked = False  # SIGTERM has come
+        signal.signal(signal.SIGTERM, self.forward)  # before anything slow, such as counting GPUs
+        self.started = time.time()
+        self.outputs = Path(os.environ["LAUNCH_OUTPUT_DIR"])
+        self.inputs = Path(os.environ["LAUNCH_INPUT_DIR"])
+        self.cluster, self.unclear = _cluster()
+        self.work = work_folder(self.outputs, self.cluster.rank)
+        self.work.mkdir(parents=True, exist_ok=True)
+        for old in (self.work / "stop", self.work / FAILURE, *self.work.glob("rank-*.pid")):
+            old.unlink(missing_ok=True)
+        self.stop_file = self.work / "stop"
+        if self.asked:
+            self.stop_file.touch()
+        self.run = secrets.token_hex(4)
+        self.events = self._events_file()
+        if self.first:  # another node may have failed already, and said so
+            for old in (self.outputs / "state.json", self.outputs / FAILURE):
+                old.unlink(missing_ok=True)
+
+    @property
+    def first(self) -> bool:
+        """Is this the node that tells?"""
+        return self.cluster.rank == 0
+
+    @property
+    def stopping(self) -> bool:
+        """Was this start, or one of its ranks, asked to stop?"""
+        return self.asked or (self.stop_file is not None and self.stop_file.exists())
 
     def main(self) -> int:
         """Everything; returns the exit status and leaves state.json."""
-        signal.signal(signal.SIGTERM, self.forward)
         try:
-            self.writer.emit("phase", name="setup")
+            if self.unclear is not None:
+                raise self.unclear
+            if self.first:
+                self.writer().emit("phase", name="setup")
             job = read_job(self.inputs / "job.json")
-            set_names(job.secrets)
-            self.install_missing()
-            code = PREEMPTED if self.stop_file.exists() else self.start()
+            code = self.ready(job)
+            if code == 0:
+                code = self.start(job)
         except Exception as exc:  # noqa: BLE001 - whatever it was, failure.json must say it
             error = JobError("config", str(exc)) if isinstance(exc, JobFileError) else classify(exc)
-            write_failure(self.outputs, error, exc)
+            self.note(error, exc)
             say(mask(f"failed ({error.kind}): {error.message}"), sys.stderr)
             code = 1
         if code not in (0, PREEMPTED):
             self.tell_failure(code)
-        state = {0: "succeeded", PREEMPTED: "stopped"}.get(code, "failed")
-        write_atomic(
-            self.outputs / "state.json",
-            json.dumps({"run": self.run, "state": state, "exit": code}).encode(),
-        )
+        if self.first:
+            state = {0: "succeeded", PREEMPTED: "stopped"}.get(code, "failed")
+            content = json.dumps({"run": self.run, "state": state, "exit": code})
+            write_atomic(self.outputs / "state.json", content.encode())
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is decided
         return code if code in (0, PREEMPTED) else 1
 
-    def install_missing(self) -> None:
-        """Install the pinned packages that the image lacks or has otherwise; torch is never replaced."""
+    def ready(self, job: TrainJob) -> int:
+        """Packages and secrets; 0, or 143 when a signal came meanwhile."""
+        refs = references()
+        set_names({*job.secrets, *refs})
         missing = missing_packages(Path(__file__).with_name("requirements.txt").read_text(encoding="utf-8"))
-        if not missing:
-            return
-        if os.environ.get("LAUNCH_INSTALL") == "never":  # the user's own environment
-            say(f"not as pinned, used as it is: {' '.join(missing)}")
-            return
-        say(f"installing {len(missing)} packages: {' '.join(missing)}")
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *missing]
-        self.child = subprocess.Popen(command)
-        if self.stop_file.exists():
-            self.forward()
-        code = self.child.wait()
-        self.child = None
-        if code and not self.stop_file.exists():
-            raise JobError(
-                "setup",
-                f"pip could not install {' '.join(missing)}",
-                "use an image that has them, or give the job a way to a package index",
-            )
+        if needs_botocore(refs) and installed("botocore") is None:
+            missing.append("botocore")
+        try:
+            install(missing, self.inputs, self.work, self.run_tool)
+        except JobError:
+            if self.stopping:  # the signal ended pip
+                return PREEMPTED
+            raise
+        if self.stopping:
+            return PREEMPTED
+        os.environ.update(resolve(refs))
+        return PREEMPTED if self.stopping else 0
 
-    def start(self) -> int:
+    def run_tool(self, command: Sequence[str], env: dict[str, str]) -> int:
+        """Run pip or its like; a signal ends it."""
+        self.child = subprocess.Popen(command, env=env)
+        if self.stopping:
+            self.forward()
+        try:
+            return self.child.wait()
+        finally:
+            self.child = None
+
+    def start(self, job: TrainJob) -> int:
         """Run the ranks to their end, passing on their output without the secrets' values."""
-        cluster = Cluster.from_environment()
-        command = cluster.command()
+        command = self.cluster.command()
         self.direct = command[-1] == command[2]
-        env = {**os.environ, **QUIET, "LAUNCH_RUN": self.run, "LAUNCH_PARENT": str(os.getpid())}
+        env = self.cluster.environment(os.environ) | QUIET | self.own_environment(job)
         self.child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        if self.stop_file.exists():  # a signal came while the child was being made
+        if self.stopping:  # a signal came while the child was being made
             self.forward()
         assert self.child.stdout is not None
         for line in self.child.stdout:
@@ -124,61 +157,127 @@ class Entry:
                 hush(sys.stdout)
         code = self.child.wait()
         # A rank that had no time to set its handler dies of the signal itself; torchrun answers 1 for a stop.
-        stopped = self.stop_file.exists() and not (self.outputs / "failure.json").exists()
+        stopped = self.stopping and self.failure_file() is None
         return PREEMPTED if stopped and code != 0 else code
+
+    def own_environment(self, job: TrainJob) -> dict[str, str]:
+        """What this start tells its ranks."""
+        own = {
+            "LAUNCH_RUN": self.run,
+            "LAUNCH_PARENT": str(os.getpid()),
+            "LAUNCH_WORK_DIR": str(self.work),
+            "LAUNCH_EVENTS_FILE": str(self.events),
+            "LAUNCH_NODES": str(self.cluster.nodes),
+        }
+        if os.environ.get("LAUNCH_OFFLINE") == "1":
+            own |= OFFLINE | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.inputs / "wheels")}
+        hours = job.max_hours
+        if hours is None and (given := os.environ.get("LAUNCH_MAX_HOURS")):
+            try:
+                hours = float(given)
+            except ValueError as exc:
+                raise JobError("config", f"LAUNCH_MAX_HOURS is {given!r}, not a number of hours") from exc
+        if hours is not None:  # the set-up counts too: the backend's own clock has run since then
+            deadlines = [self.started + hours * 3600]
+            if given := os.environ.get("LAUNCH_DEADLINE"):
+                deadlines.append(float(given))
+            own["LAUNCH_DEADLINE"] = f"{min(deadlines):.3f}"
+        return own
 
     def forward(self, *_: object) -> None:
         """SIGTERM: leave the stop file for ranks that are still starting, and signal those that run."""
-        with contextlib.suppress(FileNotFoundError):  # the job is done and has tidied up
-            self.stop_file.touch()
-        if self.child is not None and self.direct:
+        self.asked = True
+        if self.stop_file is not None:
+            with contextlib.suppress(FileNotFoundError):  # the job is done and has tidied up
+                self.stop_file.touch()
+        if self.child is None:
+            return
+        if self.direct:
             self.child.send_signal(signal.SIGTERM)
             return
-        for note in self.work.glob("rank-*.pid"):
-            with contextlib.suppress(OSError):
+        if not self.signal_ranks():
+            # torchrun still waits for the other nodes, deaf to signals: it holds nothing that could be lost.
+            waiter = threading.Timer(SPAWN_S, self.end_waiting)
+            waiter.daemon = True
+            waiter.start()
+
+    def signal_ranks(self) -> int:
+        """SIGTERM to every rank of this node; how many there are."""
+        notes = list(self.work.glob("rank-*.pid"))
+        for note in notes:
+            with contextlib.suppress(OSError, ValueError):
                 os.kill(int(note.read_text()), signal.SIGTERM)
+        return len(notes)
+
+    def end_waiting(self) -> None:
+        """Stop torchrun unless it has started ranks meanwhile."""
+        child = self.child
+        if child is not None and not self.signal_ranks():
+            child.kill()
+
+    def note(self, error: JobError, exc: BaseException | None) -> None:
+        """Leave failure.json on this node, and in the output folder unless an earlier cause stands there."""
+        write_failure(self.work, error, exc)
+        if self.first or not (self.outputs / FAILURE).exists():
+            write_failure(self.outputs, error, exc)
+
+    def failure_file(self) -> Path | None:
+        """Why this start failed, as its ranks left it: the first node's output folder was cleaned before."""
+        path = (self.outputs if self.first else self.work) / FAILURE
+        return path if path.exists() else None
 
     def tell_failure(self, code: int) -> None:
-        """The failure event: what the ranks left in failure.json, or what the exit status says."""
-        path = self.outputs / "failure.json"
-        if not path.exists():
-            if code == -signal.SIGKILL:
-                error = JobError(
-                    "killed",
-                    "the training process was killed (SIGKILL); most often the machine ran out of memory",
-                    "lower train.micro_batch or data.max_length, or resume on a larger machine",
-                )
-            else:
-                error = JobError("error", f"the training process ended with status {code}", "see the log")
-            write_failure(self.outputs, error, None)
+        """The failure event and the vendor's file: what the ranks left, or what the exit status says alone."""
+        if self.failure_file() is None:
+            self.note(self.unexplained(code), None)
+        path = self.failure_file()
+        assert path is not None
         failure = json.loads(path.read_text(encoding="utf-8"))
         told = {k: failure[k] for k in ("kind", "message", "hint")}
-        # A new writer: the ranks have numbered events of this run too.
-        EventWriter(self.outputs / "events.jsonl", self.run).emit("failure", **told)
+        tell_vendor(JobError(**told))
+        if self.first:
+            # A new writer: the ranks have numbered events of this run too.
+            self.writer().emit("failure", **told)
+
+    def unexplained(self, code: int) -> JobError:
+        """What an exit status says alone."""
+        if code == -signal.SIGKILL:
+            return JobError(
+                "killed",
+                "the training process was killed (SIGKILL); most often the machine ran out of memory",
+                "lower train.micro_batch or data.max_length, or resume on a larger machine",
+            )
+        at = self.cluster
+        if at.nodes > 1 and not list(self.work.glob("rank-*.pid")):
+            return JobError(
+                "setup",
+                f"the {at.nodes} nodes did not meet at {at.master}:{at.port} within {RENDEZVOUS_S // 60} minutes",
+                "see each node's log; the network must let them talk, on any port",
+            )
+        return JobError("error", f"the training process ended with status {code}", "see the log")
+
+    def writer(self) -> EventWriter:
+        """A writer that goes on with the numbers where the file ends."""
+        return EventWriter(self.events, self.run, self.outputs / "events.jsonl")
+
+    def _events_file(self) -> Path:
+        """Where events are appended: in the output folder, or beside it where that is an object store."""
+        shown = self.outputs / "events.jsonl"
+        if not self.first or self.work.is_relative_to(self.outputs):
+            return shown
+        own = self.work / "events.jsonl"
+        own.unlink(missing_ok=True)  # another job's, or this one's with steps that are taken again
+        if shown.is_file():
+            shutil.copyfile(shown, own)
+        return own
 
 
-def missing_packages(requirements: str) -> list[str]:
-    """The `name==version` lines that this environment does not satisfy.
-
-    Raises JobError("setup") when torch is older than 2.6.
-    """
-    missing = []
-    for line in requirements.splitlines():
-        pin = line.split("#")[0].strip()
-        if not pin:
-            continue
-        name, _, version = pin.partition("==")
-        try:
-            have = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            missing.append(pin)
-            continue
-        if name == "torch":
-            if tuple(int(p) for p in have.split(".")[:2]) < TORCH_AT_LEAST:
-                raise JobError("setup", f"the image's torch {have} is older than 2.6", "use a newer image")
-        elif have.split("+")[0] != version:
-            missing.append(pin)
-    return missing
+def _cluster() -> tuple[Cluster, JobError | None]:
+    """This node's place, or why it is not clear."""
+    try:
+        return Cluster.from_environment(), None
+    except JobError as exc:
+        return Cluster(0, 1, 1, "127.0.0.1"), exc
 
 
 if __name__ == "__main__":

@@ -12,14 +12,16 @@ from train_entry.checkpoint import sha256_of
 from train_entry.config import TrainJob
 from train_entry.data import Example
 from train_entry.failure import write_atomic
+from train_entry.folders import move_tree
+from train_entry.hub import on_the_hub
 
 
 def write_artifact(
-    outputs: Path, model: Any, tokenizer: Any, job: TrainJob, job_file: Path, metrics: Mapping[str, Any],
-    predictions: Sequence[Mapping[str, Any]],
+    outputs: Path, work: Path, model: Any, tokenizer: Any, job: TrainJob, job_file: Path,
+    metrics: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]],
 ) -> Path:  # fmt: skip
-    """Write outputs/artifact whole or not at all; returns its path."""
-    building, target = outputs / ".artifact", outputs / "artifact"
+    """Write outputs/artifact, built under `work` and put in place as a whole; returns its path."""
+    building, target = work / "artifact", outputs / "artifact"
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     # The model card that peft would write is replaced below; the weights are safetensors.
@@ -34,8 +36,7 @@ def write_artifact(
     shutil.copyfile(job_file, building / "job.json")
     write_predictions(building / "predictions.jsonl", predictions)
     write_atomic(building / "README.md", model_card(job, metrics).encode())
-    shutil.rmtree(target, ignore_errors=True)
-    building.rename(target)
+    move_tree(building, target)
     return target
 
 
@@ -73,8 +74,9 @@ def model_card(job: TrainJob, metrics: Mapping[str, Any]) -> str:
     """A model card in the Hub's format."""
     adapter = job.tuning.kind != "full"
     header = ["---", *(["library_name: peft"] if adapter else ["library_name: transformers"])]
-    if "://" not in job.model.id and ":" not in job.model.id and not job.model.id.startswith(("/", ".")):
-        header.append(f"base_model: {job.model.id}")
+    base = on_the_hub(job.model).id
+    if ":" not in base and not base.startswith(("/", ".")):
+        header.append(f"base_model: {base}")
     header += ["pipeline_tag: text-generation", f"tags: [finelaunch, {job.task}, {job.tuning.kind}]", "---"]
     how = (
         f"{job.tuning.kind}, r {job.tuning.r}, alpha {job.alpha}, dropout {job.tuning.dropout}, "

@@ -6,6 +6,7 @@ sha256 of every file, the job's fingerprint, the step) is written last.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -53,7 +54,7 @@ def publish(
     except OSError as exc:
         shutil.rmtree(target, ignore_errors=True)
         raise JobError(
-            "disk_full" if exc.errno == 28 else "checkpoint",
+            "disk_full" if exc.errno == errno.ENOSPC else "checkpoint",
             f"could not write the checkpoint of step {step} to {root}: {exc}",
             "the checkpoint before it is intact; free space or raise resources.disk_gib, then resume",
         ) from exc
@@ -61,13 +62,15 @@ def publish(
     return target
 
 
-def newest_complete(root: Path, parts: Mapping[str, str]) -> Checkpoint | None:
-    """The newest checkpoint whose files match its manifest, or None.
+def newest_complete(root: Path, parts: Mapping[str, str], at_most: int | None = None) -> Checkpoint | None:
+    """The newest checkpoint (of step `at_most` at most) whose files match its manifest, or None.
 
     A damaged one is skipped for the one before, with a line in the log. Raises JobError("checkpoint") naming
     the changed fields when it belongs to another job.
     """
     for folder in sorted(root.glob("step-*"), reverse=True):
+        if at_most is not None and folder.name > f"step-{at_most:08d}":
+            continue
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             if problem := _damage(folder, manifest):
@@ -79,6 +82,49 @@ def newest_complete(root: Path, parts: Mapping[str, str]) -> Checkpoint | None:
         _refuse_other_job(folder, manifest["job"], parts)
         return Checkpoint(folder, int(manifest["step"]), manifest["notes"])
     return None
+
+
+def newest_agreed(root: Path, parts: Mapping[str, str], leader: bool, rank: int) -> Checkpoint | None:
+    """The newest checkpoint that every node has whole, the same on every rank; None without any.
+
+    `leader`: whether this rank reads for its node; nodes may have copies of their own. Raises
+    JobError("checkpoint") on every rank when one has no checkpoint and another has.
+    """
+    limit = None
+    while True:
+        own = newest_complete(root, parts, limit) if leader else None
+        steps = _gathered((rank, own.step if own else -1) if leader else None)
+        newest = {step for _, step in steps}
+        if newest == {-1}:
+            return None
+        if len(newest) == 1:
+            return own or _known(root, newest.pop())
+        if -1 in newest:
+            without = ", ".join(str(r) for r, step in steps if step == -1)
+            raise JobError(
+                "checkpoint",
+                f"rank {without} sees no whole checkpoint in {root}, and another node has step {max(newest)}",
+                "LAUNCH_CHECKPOINT_DIR must be one folder for all nodes",
+            )
+        limit = min(newest)
+
+
+def _gathered(own: tuple[int, int] | None) -> list[tuple[int, int]]:
+    """What the leaders say, on every rank."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return [own] if own else []
+    said: list[tuple[int, int] | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(said, own)
+    return [one for one in said if one is not None]
+
+
+def _known(root: Path, step: int) -> Checkpoint:
+    """A checkpoint that this node's leader has verified."""
+    folder = root / f"step-{step:08d}"
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return Checkpoint(folder, step, manifest["notes"])
 
 
 def _damage(folder: Path, manifest: Mapping[str, Any]) -> str | None:
@@ -110,8 +156,10 @@ def _copy_tree(built: Path, target: Path) -> dict[str, dict[str, Any]]:
         name = source.relative_to(built).as_posix()
         destination = target / name
         destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, destination)
-        with destination.open("rb+") as file:
+        # Written once from front to back: mounts of object stores take nothing else.
+        with source.open("rb") as original, destination.open("wb") as file:
+            shutil.copyfileobj(original, file, 1 << 20)
+            file.flush()
             os.fsync(file.fileno())
         files[name] = {"size": source.stat().st_size, "sha256": sha256_of(source)}
     return files
@@ -137,5 +185,8 @@ def _sync_folder(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.ENOTSUP):  # a mount without folders has nothing to write
+            raise
     finally:
         os.close(handle)

@@ -13,6 +13,7 @@ from typing import Any
 from train_entry.config import TrainJob
 from train_entry.embedded import cache_dir
 from train_entry.failure import JobError
+from train_entry.folders import mounted, refuse_fetch
 from train_entry.rows import Message, Row, RowError, read_rows
 
 SHOWN = 5
@@ -155,9 +156,10 @@ def label_ids(example: Example, loss_on: str) -> list[int]:
 
 
 def _read(job: TrainJob, inputs: Path, name: str) -> list[Row]:
-    path = _local_copy(name) if "://" in name else inputs / name
+    path = (_mounted_file(name) or _local_copy(name)) if "://" in name else inputs / name
     if not path.is_file():
-        raise JobError("data", f"data file not found: {name}")
+        where = f" (looked for at {path})" if "://" in name else ""
+        raise JobError("data", f"data file not found: {name}{where}")
     found = list(read_rows(path, job.data.columns, job.data.format))
     bad = [str(r) for r in found if isinstance(r, RowError)]
     if bad:
@@ -169,10 +171,20 @@ def _read(job: TrainJob, inputs: Path, name: str) -> list[Row]:
     return rows
 
 
+def _mounted_file(uri: str) -> Path | None:
+    """Where the container has a data file; some vendors mount a file as a folder that holds it."""
+    path = mounted(uri)
+    inside = path / uri.rsplit("/", 1)[-1] if path is not None and path.is_dir() else None
+    return inside if inside is not None and inside.is_file() else path
+
+
 def _local_copy(uri: str) -> Path:
     """A data file at a URI, copied into the cache. Read anew by every start: the object may have changed."""
-    import fsspec
-
+    refuse_fetch("data", uri)
+    try:
+        import fsspec
+    except ModuleNotFoundError as exc:
+        raise JobError("data", f"reading {uri} needs fsspec") from exc
     target = cache_dir() / "data" / f"{hashlib.sha256(uri.encode()).hexdigest()[:16]}-{uri.rsplit('/', 1)[-1]}"
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{os.getpid()}-{target.name}")

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import threading
 from datetime import UTC, datetime
@@ -28,13 +29,19 @@ from typing import Any, TextIO
 from train_entry.masking import mask
 
 PREFIX = "::launch:: "
+SHOWN = ("checkpoint", "stopped", "failure", "done")
+"""After these events a file that is kept elsewhere is copied to where it is looked for."""
 
 
 class EventWriter:
-    """Appends events to `path` and to stdout; a torn last line of a killed process is ended first."""
+    """Appends events to `path` and to stdout; a torn last line of a killed process is ended first.
 
-    def __init__(self, path: Path, run: str) -> None:
+    `shown`: where the file is looked for; kept up to date after the events in SHOWN when it is another.
+    """
+
+    def __init__(self, path: Path, run: str, shown: Path | None = None) -> None:
         self._path = path
+        self._shown = shown if shown != path else None
         self._run = run
         self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,6 +63,8 @@ class EventWriter:
                 file.write(line.encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
+            if self._shown is not None and event in SHOWN:
+                shutil.copyfile(self._path, self._shown)
             say(f"{PREFIX}{line}")
 
     def _count_own_lines(self) -> int:
@@ -88,10 +97,10 @@ def hush(stream: TextIO) -> None:
 
 
 def from_environment() -> EventWriter:
-    """The writer of this process: LAUNCH_OUTPUT_DIR/events.jsonl, the run drawn by `__main__`."""
-    return EventWriter(
-        Path(os.environ["LAUNCH_OUTPUT_DIR"]) / "events.jsonl", os.environ.get("LAUNCH_RUN", "solo")
-    )
+    """The writer of this process: LAUNCH_OUTPUT_DIR/events.jsonl, the run and the file drawn by `__main__`."""
+    shown = Path(os.environ["LAUNCH_OUTPUT_DIR"]) / "events.jsonl"
+    path = Path(os.environ.get("LAUNCH_EVENTS_FILE") or shown)
+    return EventWriter(path, os.environ.get("LAUNCH_RUN", "solo"), shown)
 
 
 def parse(line: str) -> dict[str, Any] | None:

@@ -5,16 +5,27 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
+import sys
 import traceback
 from pathlib import Path
 
 from train_entry.masking import mask
 
+FAILURE = "failure.json"
 TAIL_LINES = 30
+VENDOR_CHARS = 1024
+"""What SageMaker takes of its failure file into FailureReason.
+
+https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo-output.html
+"""
 
 
 class JobError(Exception):
-    """A failure with a known cause: data model checkpoint config disk_full oom killed setup diverged error."""
+    """A failure with a known cause.
+
+    Kinds: data model checkpoint config secrets disk_full oom killed setup diverged error.
+    """
 
     def __init__(self, kind: str, message: str, hint: str | None = None) -> None:
         super().__init__(message)
@@ -53,13 +64,26 @@ def write_failure(folder: Path, error: JobError, exc: BaseException | None) -> N
     lines = traceback.format_exception(exc) if exc is not None else []
     tail = "".join(lines).splitlines()[-TAIL_LINES:]
     body = {"kind": error.kind, "message": error.message, "hint": error.hint, "traceback": tail}
-    write_atomic(folder / "failure.json", mask(json.dumps(body, indent=1)).encode())
+    write_atomic(folder / FAILURE, mask(json.dumps(body, indent=1)).encode())
+
+
+def tell_vendor(error: JobError) -> None:
+    """Leave the message, then the hint, in LAUNCH_FAILURE_FILE; what stands there already was first."""
+    name = os.environ.get("LAUNCH_FAILURE_FILE")
+    if not name or Path(name).exists():
+        return
+    text = mask(error.message if error.hint is None else f"{error.message}\n{error.hint}")
+    try:
+        write_atomic(Path(name), text[:VENDOR_CHARS].encode())
+    except OSError as exc:
+        print(f"could not write {name}: {exc}", file=sys.stderr)
 
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees all of it or nothing; it is on disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # Containers that share a folder have equal process ids.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()

@@ -261,12 +261,17 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The trainer has written its own folder: make a checkpoint of it and of the best weights."""
-        barrier()  # every rank has written its random state
+        written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        name = f"rng_state_{args.process_index}.pth"
+        own = (written / name).read_bytes() if args.world_size > 1 else b""
+        states = gathered((name, own))  # every rank's: other nodes have written elsewhere
         if args.process_index == 0:
             build = self.work / "build"
             shutil.rmtree(build, ignore_errors=True)
             build.mkdir(parents=True)
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}").rename(build / "trainer")
+            written.rename(build / "trainer")
+            for name, content in states if args.world_size > 1 else ():
+                (build / "trainer" / name).write_bytes(content)
             if (self.work / "result").is_dir():
                 shutil.copytree(self.work / "result", build / "result")
             path = publish(
@@ -277,6 +282,8 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
             self.emit("checkpoint", step=state.global_step, path=str(path))
         self._last_save = time.monotonic()
         barrier()
+        if args.local_process_index == 0:
+            shutil.rmtree(written, ignore_errors=True)
 
     def _judge(self, state: Any, model: Any) -> bool:
         """Measure the held-out loss; True when it has not fallen for long enough."""
@@ -341,6 +348,15 @@ def load_result(model: Any, folder: Path) -> None:
 def barrier() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+def gathered(value: Any) -> list[Any]:
+    """Every rank's value, in their order, on every rank."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    box = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(box, value)
+    return box
 
 
 def broadcast(value: Any) -> Any:

@@ -10,18 +10,30 @@ from typing import Any
 from train_entry.config import Model, TrainJob
 from train_entry.embedded import PREFIX, cache_dir, embedded_folder
 from train_entry.failure import JobError
+from train_entry.folders import mounted, refuse_fetch
+from train_entry.hub import hub_source, on_the_hub
 
 
 def model_source(model: Model, inputs: Path) -> tuple[str, dict[str, Any]]:
-    """(path or hub id, keyword arguments) for from_pretrained. URIs are copied into the cache once."""
+    """(path or hub id, keyword arguments) for from_pretrained.
+
+    A URI is read where it is mounted, else copied into the cache once. Raises JobError("model").
+    """
     extra: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
     if model.id.startswith(PREFIX):
         return str(embedded_folder(model.id)), extra
+    if "://" in model.id and (folder := _mounted_folder(model.id)) is not None:
+        return str(folder), extra
+    model = on_the_hub(model)
     if "://" in model.id:
         return str(_copy_here(model.id)), extra
     if (inputs / model.id).is_dir():
         return str(inputs / model.id), extra
-    return model.id, {**extra, "revision": model.revision}
+    try:
+        source = hub_source(model)
+    except (OSError, ValueError) as exc:
+        raise _not_loaded(model.id, exc) from exc
+    return source, extra if source != model.id else {**extra, "revision": model.revision}
 
 
 def load_tokenizer(job: TrainJob, inputs: Path) -> Any:
@@ -105,7 +117,7 @@ def with_tuning(model: Any, job: TrainJob) -> Any:
             "config", f"tuning.targets {targets!r}: {exc}", "use all-linear, or names of the model's layers"
         ) from exc
     # get_peft_model writes the folder it was loaded from; the adapter must name what the user named.
-    tuned.peft_config["default"].base_model_name_or_path = job.model.id
+    tuned.peft_config["default"].base_model_name_or_path = on_the_hub(job.model).id
     quicken(tuned)
     return tuned
 
@@ -142,10 +154,22 @@ def _keep_differentiable(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
+def _mounted_folder(uri: str) -> Path | None:
+    folder = mounted(uri)
+    if folder is not None and not (folder / "config.json").is_file():
+        raise JobError(
+            "model",
+            f"{uri} has no config.json (looked for in {folder})",
+            "name a folder that save_pretrained wrote",
+        )
+    return folder
+
+
 def _copy_here(uri: str) -> Path:
     """A model folder at a URI, copied into the cache once and whole."""
     import hashlib
 
+    refuse_fetch("model", uri)
     try:
         import fsspec
     except ModuleNotFoundError as exc:

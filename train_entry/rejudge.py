@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ RESULTS = ("metrics.json", "predictions.jsonl")
 def main() -> int:
     """Judge, and return the exit status."""
     os.environ.update(QUIET)
+    warnings.simplefilter("ignore")  # PYTHONWARNINGS comes too late for this interpreter
     os.environ.setdefault("LAUNCH_RUN", secrets.token_hex(4))
     return guarded(_run)
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 PREEMPTED = 143
 """Exit status of a job that checkpointed and stopped (128 + SIGTERM)."""
+
+SHARED_KEY = "launch/stop"
+POLL_S = 0.5
+STORE_S = 60
 
 
 class Stopped(Exception):
@@ -27,8 +33,6 @@ class StopWatch:
         self._stop_file = stop_file
         self._signalled = False
         self._parent = os.getppid()
-        self.waiting = False
-        """True while this rank only waits for another: then a signal ends it at once."""
         signal.signal(signal.SIGTERM, self._note)
 
     def set_limit(self, max_hours: float | None) -> None:
@@ -60,6 +64,34 @@ class StopWatch:
         dist.all_gather_object(reasons, own)
         return next((r for r in reasons if r), None)
 
+    def share(self) -> None:
+        """Tell the other nodes of a stop on this one, and hear of theirs: one rank a node calls it, once.
+
+        A signal may reach one machine alone, while its ranks wait in a collective that only the first rank
+        can end. A thread is not held up by that; the nodes' common store is torchrun's own.
+        """
+        if os.environ.get("LAUNCH_NODES", "1") == "1" or "MASTER_ADDR" not in os.environ:
+            return
+        threading.Thread(target=self._share, daemon=True).start()
+
+    def _share(self) -> None:
+        from torch.distributed import TCPStore
+
+        try:
+            store = TCPStore(
+                os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False,
+                wait_for_workers=False, timeout=timedelta(seconds=STORE_S),
+            )  # fmt: skip
+            while not self._stop_file.exists() and not self._signalled:
+                if store.check([SHARED_KEY]):
+                    self._signalled = True
+                    self._stop_file.touch()
+                    return
+                time.sleep(POLL_S)
+            store.set(SHARED_KEY, "1")
+        except (RuntimeError, OSError):  # the store or the job is gone: the ranks notice by themselves
+            return
+
     def _orphaned(self) -> bool:
         """True when __main__, which started this process, is gone: nobody would learn how this ends."""
         entry = os.environ.get("LAUNCH_PARENT")
@@ -77,5 +109,3 @@ class StopWatch:
 
     def _note(self, *_: object) -> None:
         self._signalled = True
-        if self.waiting:
-            os._exit(PREEMPTED)

@@ -12,21 +12,26 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train_entry.checkpoint import Checkpoint, newest_complete
+from train_entry.checkpoint import Checkpoint, newest_agreed
 from train_entry.config import TrainJob, fingerprint, read_job
 from train_entry.data import Dataset, judged_rows, load_dataset
 from train_entry.events import from_environment, say
-from train_entry.failure import JobError, classify, write_atomic, write_failure
+from train_entry.failure import FAILURE, JobError, classify, write_atomic, write_failure
 from train_entry.masking import mask
 from train_entry.stop import PREEMPTED, Stopped, StopWatch
 
 if TYPE_CHECKING:
     from train_entry.loop import Emit, JobCallback
+
+
+STOP_TOLD_S = 5.0
+"""Within this time every node knows of a stop that one of them was asked for (see StopWatch.share)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +44,7 @@ class Context:
     checkpoints: Path
     work: Path
     rank: int
+    local_rank: int
     world: int
     device: str
     emit: Emit
@@ -47,6 +53,11 @@ class Context:
     @property
     def first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def leader(self) -> bool:
+        """Is this the rank that does what is done once a node?"""
+        return self.local_rank == 0
 
 
 def main() -> int:
@@ -58,6 +69,7 @@ def main() -> int:
 def guarded(run: Callable[[Path], int]) -> int:
     """The exit status of run(LAUNCH_OUTPUT_DIR); what goes wrong stands in failure.json there."""
     outputs = Path(os.environ["LAUNCH_OUTPUT_DIR"])
+    stop_file = work_of(outputs) / "stop"
     try:
         code = run(outputs)
     except Stopped:
@@ -65,25 +77,49 @@ def guarded(run: Callable[[Path], int]) -> int:
     except BaseException as exc:  # noqa: BLE001 - whatever it was, failure.json must say it
         import traceback
 
-        follower = int(os.environ.get("RANK", "0")) > 0 and not isinstance(exc, JobError)
-        if follower and (outputs / ".work" / "stop").exists():
-            return PREEMPTED  # rank 0 has stopped first, and the connection to it broke
         error = classify(exc)
+        # Another rank or node has ended: it knows why, and tells of a stop a moment later.
+        follower = int(os.environ.get("RANK", "0")) > 0 and not isinstance(exc, JobError)
+        if (follower or error.kind == "killed") and _appears(stop_file, outputs / FAILURE):
+            return PREEMPTED
         say(mask(traceback.format_exc()), sys.stderr)
-        if not (follower and (outputs / "failure.json").exists()):  # the first to fail knows the cause
-            write_failure(outputs, error, exc)
+        _leave_failure(outputs, error, exc, follower)
         say(mask(f"failed ({error.kind}): {error.message}"), sys.stderr)
         return 1
     if code == PREEMPTED:  # torchrun makes 1 of it: the file says what it was
-        (outputs / ".work" / "stop").touch()
+        stop_file.touch()
     # It is decided: a signal that comes while the interpreter ends must not make a failure of it.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return code
 
 
+def _appears(stop_file: Path, failure: Path) -> bool:
+    """True when this was a stop; several nodes need a moment to hear of it, a failure ends the waiting."""
+    end = time.monotonic() + (STOP_TOLD_S if os.environ.get("LAUNCH_NODES", "1") != "1" else 0)
+    while not stop_file.exists():
+        if time.monotonic() >= end or failure.exists():
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _leave_failure(outputs: Path, error: JobError, exc: BaseException, follower: bool) -> None:
+    """Write failure.json on this node, and in the output folder unless the first to fail has told the cause."""
+    work = work_of(outputs)
+    secondhand = follower or error.kind == "killed"
+    for folder in {work, outputs}:
+        if not (secondhand and (folder / FAILURE).exists()):
+            write_failure(folder, error, exc)
+
+
+def work_of(outputs: Path) -> Path:
+    """This node's working files: `__main__` has chosen the folder."""
+    return Path(os.environ.get("LAUNCH_WORK_DIR") or outputs / ".work")
+
+
 def context(outputs: Path, checkpoints: Path) -> Context:
     """Read the job and take this rank's place; from here on a signal is noted, not fatal."""
-    work = outputs / ".work"
+    work = work_of(outputs)
     work.mkdir(parents=True, exist_ok=True)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     stop = StopWatch(work / "stop")  # before anything slow
@@ -96,13 +132,15 @@ def context(outputs: Path, checkpoints: Path) -> Context:
     import torch
 
     local = int(os.environ.get("LOCAL_RANK", "0"))
+    if local == 0:
+        stop.share()
     device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(int(os.environ.get("LAUNCH_THREADS") or max(1, _cores() // ranks_here)))
     emit = from_environment().emit if rank == 0 else _silent
     return Context(
-        job=job, inputs=inputs, outputs=outputs, checkpoints=checkpoints, work=work, rank=rank, world=world,
-        device=device, emit=emit, stop=stop,
+        job=job, inputs=inputs, outputs=outputs, checkpoints=checkpoints, work=work, rank=rank,
+        local_rank=local, world=world, device=device, emit=emit, stop=stop,
     )  # fmt: skip
 
 
@@ -113,20 +151,22 @@ def _run(at: Context) -> int:
 
     config = loop.trainer_config(at.job, at.work, at.device, at.world)
     at.emit("phase", name="data")
-    if not at.first:
-        loop.barrier()  # rank 0 fetches and converts, the others read what it left
+    # Rank 0 fetches and converts, then one rank on each other node; the rest read what they left.
+    turn = 0 if at.first else 1 if at.leader else 2
+    for _ in range(turn):
+        loop.barrier()
     tokenizer = load_tokenizer(at.job, at.inputs)
-    if at.first:
+    for _ in range(2 - turn):
         loop.barrier()
     data = load_dataset(at.job, at.inputs, tokenizer)
     emit_data(at, data)
-    _check_stop(at)
+    _agree_to_go_on(at)
     parts = {**at.job.fingerprint_parts(), "data.sha256": data.sha256}
     # A dry run measures from the first step, whatever an earlier job has left.
-    found = None if at.job.train.dry_run_steps else newest_complete(at.checkpoints, parts)
-    _check_stop(at)
+    found = None if at.job.train.dry_run_steps else newest_agreed(at.checkpoints, parts, at.leader, at.rank)
+    _agree_to_go_on(at)
     model = load_base(at.job, at.inputs, at.device)
-    _check_stop(at)
+    _agree_to_go_on(at)
     baseline = None
     if at.job.eval.baseline and not at.job.train.dry_run_steps:
         baseline = _baseline(at, model, tokenizer, data, parts)
@@ -170,7 +210,8 @@ def _baseline(
             found = {"mark": mark, "metrics": metrics, "answers": answers}
             write_atomic(kept, json.dumps(found).encode())
         at.emit("eval", which="baseline", metrics=found["metrics"])
-    _wait_for_first(at, barrier)
+    barrier()
+    _agree_to_go_on(at)
     return found
 
 
@@ -209,7 +250,7 @@ def _train(
         callback.plan_evaluations(len(trainer.get_train_dataloader()), config.gradient_accumulation_steps)
         trainer.train(resume_from_checkpoint=str(found.folder / "trainer") if found else None)
         callback.last_step = int(trainer.state.global_step)
-    if progress.finished:
+    if progress.finished and at.first:  # the others hold no result, and judge nothing
         loop.load_result(model, at.work / "result")
     return callback
 
@@ -244,10 +285,13 @@ def _finish(
         predictions = prediction_rows(
             judged_rows(at.job, data), baseline["answers"] if baseline else None, answers
         )
-        path = write_artifact(at.outputs, model, tokenizer, at.job, at.inputs / "job.json", metrics, predictions)
+        path = write_artifact(
+            at.outputs, at.work, model, tokenizer, at.job, at.inputs / "job.json", metrics, predictions
+        )
         at.emit("done", **figures, artifact=path.name, files=list_files(at.outputs, path.rglob("*")))
-    _wait_for_first(at, barrier)
-    shutil.rmtree(at.work, ignore_errors=True)
+    barrier()
+    if at.leader:
+        shutil.rmtree(at.work, ignore_errors=True)
 
 
 def judge_rows(at: Context, model: Any, tokenizer: Any, data: Dataset) -> tuple[dict[str, Any], list[str]]:
@@ -276,20 +320,20 @@ def _last_step(callback: JobCallback) -> int:
     return callback.last_step or callback.resumed_step
 
 
+def _agree_to_go_on(at: Context) -> None:
+    """Between phases: all ranks stop or none. Nothing is lost that a checkpoint does not hold."""
+    _stop_for(at, at.stop.agreed())
+
+
 def _check_stop(at: Context) -> None:
-    """Between phases and batches: nothing is lost that a checkpoint does not hold."""
-    reason = at.stop.reason()
-    # One clock decides: were another rank first, torchrun would pass it on to rank 0 as a signal.
-    if reason and (at.first or reason != "deadline"):
+    """Between batches that rank 0 judges alone."""
+    _stop_for(at, at.stop.reason())
+
+
+def _stop_for(at: Context, reason: str | None) -> None:
+    if reason:
         at.emit("stopped", step=None, reason=reason)
         raise Stopped(reason)
-
-
-def _wait_for_first(at: Context, barrier: Any) -> None:
-    """Rank 0 works alone; the others wait, and a signal ends them at once: they hold nothing."""
-    at.stop.waiting = not at.first
-    barrier()
-    at.stop.waiting = False
 
 
 def _cores() -> int:

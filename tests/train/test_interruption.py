@@ -64,13 +64,13 @@ def history(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> His
     process = job.start()
     first_of_this_start(job, 12)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=tiny.PATIENCE_S)
     starts.append(ended(job, process.returncode))
 
     process = job.start()
     first_of_this_start(job, 35)
     os.killpg(process.pid, signal.SIGKILL)  # the machine is gone
-    process.communicate(timeout=60)
+    process.communicate(timeout=tiny.PATIENCE_S)
     starts.append(ended(job, process.returncode))
 
     damaged = job.steps_kept()[-1]
@@ -82,7 +82,7 @@ def history(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> His
     first_of_this_start(job, 45)
     rank = next(tiny.children(process.pid))
     os.kill(process.pid, signal.SIGKILL)  # the entrypoint alone, not the rank
-    process.wait(timeout=60)
+    process.wait(timeout=tiny.PATIENCE_S)
     assert process.stdout is not None
     log = process.stdout.read()  # ends when the rank has ended
     process.stdout.close()
@@ -177,15 +177,18 @@ def test_sigterm_during_set_up_ends_with_143_and_no_failure(new_job):
     process = job.start()
     job.wait_for(lambda events: bool(events))
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=tiny.PATIENCE_S)
     assert process.returncode == 143 and job.state() == "stopped"
     assert not (job.outputs / "failure.json").exists() and not job.named("step")
 
 
 def test_hours_that_are_over_checkpoint_and_exit_143(new_job):
+    began = time.monotonic()
+    assert new_job(train={"max_steps": 1}).run()[0] == 0
+    whole_job_s = time.monotonic() - began
     job = new_job(train={**TRAIN, "max_steps": 100_000, "epochs": 1e6})
     description = json.loads((job.inputs / "job.json").read_text())
-    job.write({**description, "resources": {"max_hours": 12 / 3600}})
+    job.write({**description, "resources": {"max_hours": (2 * whole_job_s + 5) / 3600}})  # into its training
     code, log = job.run()
     assert code == 143, log
     stopped = job.named("stopped")[0]
@@ -205,5 +208,5 @@ def test_job_reaches_its_end_when_nobody_reads_its_output(new_job):
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=tiny.PATIENCE_S) == 0
     assert job.state() == "succeeded" and job.named("done")

@@ -30,7 +30,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> dict[s
     process = two.start(LAUNCH_PROCESSES="2")
     two.wait_for_step(8)
     process.send_signal(signal.SIGTERM)
-    log, _ = process.communicate(timeout=90)
+    log, _ = process.communicate(timeout=tiny.PATIENCE_S)
     stopped = {"code": process.returncode, "state": two.state(), "kept": two.steps_kept(), "log": log}
     stopped["failure"] = (two.outputs / "failure.json").exists()
     kept = two.checkpoints / f"step-{two.steps_kept()[-1]:08d}"
@@ -86,7 +86,7 @@ def test_a_killed_rank_fails_the_job(new_job):
     process = job.start(LAUNCH_PROCESSES="2")
     job.wait_for_step(3)
     os.kill(int((job.outputs / ".work/rank-1.pid").read_text()), signal.SIGKILL)
-    process.communicate(timeout=90)
+    process.communicate(timeout=tiny.PATIENCE_S)
     assert process.returncode == 1 and job.state() == "failed"
     assert job.failure()["kind"] == "killed" and len(job.named("failure")) == 1
 

@@ -33,6 +33,7 @@ def test_artifact_judged_again_gives_the_figures_and_answers_of_the_job(new_job,
     artifact = job.outputs / "artifact"
     code, log, again = rejudged(job, tmp_path / "again", artifact)
     assert code == 0, log
+    assert "Warning" not in log
     metrics, predictions = results(again.outputs)
     wanted, wanted_predictions = results(artifact)
     assert metrics == {k: wanted[k] for k in ("task", "baseline", "tuned")}

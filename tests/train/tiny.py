@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE_S = 240
+"""How long anything may take on a busy machine; whatever takes longer hangs."""
 END = "<|im_end|>"
 LABELS = ("billing", "card_lost", "refund", "transfer")
 TEMPLATE = (
@@ -99,6 +102,18 @@ def job_dict(folder: str | Path, /, **sections: Any) -> dict[str, Any]:
     return job
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
+def end_all() -> None:
+    """Kill what a failed test has left running."""
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # ranks of torchrun notice, and end
+            process.wait()
+
+
 class Job:
     """One job's folders, and `python -m train_entry` on them."""
 
@@ -134,15 +149,17 @@ class Job:
     def start(self, module: str = "train_entry", **more: str) -> subprocess.Popen[str]:
         """A session of its own, as a container would be; stdout and stderr in one pipe."""
         self.outputs.mkdir(exist_ok=True)
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", module], env=self.environment(**more), cwd=self.root, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
+        STARTED.append(process)
+        return process
 
     def run(self, module: str = "train_entry", **more: str) -> tuple[int, str]:
         """(exit status, log) of a start that is left alone."""
         process = self.start(module, **more)
-        log, _ = process.communicate(timeout=120)
+        log, _ = process.communicate(timeout=PATIENCE_S)
         return process.returncode, log
 
     def events(self) -> list[dict[str, Any]]:
@@ -154,7 +171,7 @@ class Job:
     def named(self, event: str, run: str | None = None) -> list[dict[str, Any]]:
         return [e for e in self.events() if e["event"] == event and run in (None, e["run"])]
 
-    def wait_for(self, seen: Callable[[list[dict[str, Any]]], bool], seconds: float = 60) -> None:
+    def wait_for(self, seen: Callable[[list[dict[str, Any]]], bool], seconds: float = PATIENCE_S) -> None:
         """Until the events satisfy `seen`."""
         end = time.monotonic() + seconds
         while not seen(self.events()):
