@@ -9,7 +9,7 @@ endif
 LAUNCH := $(BIN)/launch
 DEMO ?= demo
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-cost clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=...')"
@@ -34,6 +34,11 @@ check: $(BIN)/.installed  ## style, types, import rules, lazy imports
 bench: $(BIN)/.installed  ## start-up and record, as ratios of one run
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.record
+
+RUNS ?= ../shared/data/throughput.csv
+bench-cost: $(BIN)/.installed  ## the estimate of time and memory against measured public runs
+	@if test -e $(RUNS); then $(BIN)/python -m bench.cost_accuracy $(RUNS); \
+	else echo "skipped: the measured runs are not at $(RUNS); make bench-cost RUNS=file.csv"; fi
 
 clean:
 	rm -rf .venv build dist

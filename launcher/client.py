@@ -44,6 +44,7 @@ from launcher.observing import Observer, Trouble
 from launcher.planning import (
     Planned,
     check,
+    choose,
     estimate_json,
     refuse_problems,
     refuse_unset_facts,
@@ -81,13 +82,14 @@ class Client:
                 )
             job = with_dry_run(job)
         report = check_data(job, folder)
+        job, offer = choose(target, job)
         bundle = build_bundle(job, folder, self.home / "bundles")
         token = f"{job.name}-{token_hex(3)}"
-        plan = render(target, job, bundle, token, token)
+        plan = render(target, job, offer, bundle, token, token)
         if wheelhouse.wanted(job):  # a second time: for what is refused at the first, nothing is downloaded
             wheels = wheelhouse.wheels(cache(), progress)
             bundle = build_bundle(job, folder, self.home / "bundles", wheels)
-            plan = render(target, job, bundle, token, token)
+            plan = render(target, job, offer, bundle, token, token)
         return Planned(plan=plan, data=report, unchecked=check(target, plan))
 
     def can_submit(self, backend: str) -> bool:
@@ -245,7 +247,8 @@ class Client:
             raise ConfigError(f"{busy[0].id} already goes on from {old.lineage}", f"launch watch {busy[0].id}")
         token = _next_token(old.lineage, [r.id for r in siblings])
         bundle = target.bundle(JobRef.parse(old.ref))
-        plan = render(target, job, bundle, token, old.lineage)
+        job, offer = choose(target, job)
+        plan = render(target, job, offer, bundle, token, old.lineage)
         report = DataReport(**old.data) if old.data else None
         return self.submit(Planned(plan=plan, data=report), progress, resumes=old)
 

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from backends.base import Backend, Bundle, Plan, placeholders
+from backends.container import GRACE_HOURS, hard_stop_s
 from cost.estimate import estimate
+from cost.offers import Offer, PriceSource
+from cost.prices.table import Price
 from launcher.data.check import DataReport
 from launcher.errors import (
     BackendNotInstalledError,
     ConfigError,
     CredentialsError,
     LaunchError,
+    OverBudgetError,
     QuotaError,
     UnreachableError,
 )
+from launcher.prices import known_prices
 from launcher.site import load_site
 from launcher.spec import JobSpec
 
 DRY_RUN_STEPS = 5
+LEAST_HOURS = 0.25
+"""Less than this is gone before the first step: an instance starts, an image and a model come down."""
 PROBLEM_ERRORS: dict[str, type[LaunchError]] = {
     "config": ConfigError, "credentials": CredentialsError, "quota": QuotaError, "unreachable": UnreachableError,
 }  # fmt: skip
@@ -36,13 +43,50 @@ class Planned:
     """How to install the vendor's model, where the request could not be checked against it."""
 
 
-def render(target: Backend, job: JobSpec, bundle: Bundle, token: str, lineage: str) -> Plan:
-    """The job's plan on the backend's best offer."""
-    site = load_site(target.name, target.facts, job)
+def choose(target: Backend, job: JobSpec) -> tuple[JobSpec, Offer]:
+    """The backend's best offer with what it costs, and the job with its budget as a time limit.
+
+    Raises CapacityError or UnsupportedError without an offer, OverBudgetError when the budget buys too little.
+    """
     offer = next(iter(target.offers(job.resources)))
+    if target.name == "local":
+        return job, offer
+    site = load_site(target.name, target.facts, job)
+    found = known_prices().price(replace(offer, region=offer.region or site.get("region")))
+    if isinstance(found, Price):
+        rate = found.hourly if found.hourly is not None else found.high
+        source = PriceSource(as_of=found.as_of, url=found.url) if found.as_of and found.url else None
+        offer = replace(offer, hourly=None if rate is None else rate * offer.nodes, price_source=source)
+    return _within_budget(job, offer), offer
+
+
+def _within_budget(job: JobSpec, offer: Offer) -> JobSpec:
+    """The budget becomes the job's time limit, so that the backend's own hard stop keeps it."""
+    if job.budget is None:
+        return job
+    if offer.hourly is None:
+        raise OverBudgetError(
+            f"budget: ${job.budget} can't be kept: the price of {offer.instance_type} on {offer.backend} is not known",
+            "launch prices refresh, or your own rate in prices.yaml (docs/prices.md), or take budget out",
+        )
+    hours = float(job.budget / offer.hourly) - GRACE_HOURS
+    if hours < LEAST_HOURS:
+        minutes = (hours + GRACE_HOURS) * 60
+        raise OverBudgetError(
+            f"budget: ${job.budget} buys {minutes:.0f} minutes of {offer.instance_type} at ${offer.hourly:.2f} an hour",
+            "raise the budget, or name another resources.gpu (launch prices show)",
+        )
+    limit = min(hours, job.resources.max_hours or hours)
+    return job.model_copy(update={"resources": job.resources.model_copy(update={"max_hours": limit})})
+
+
+def render(target: Backend, job: JobSpec, offer: Offer, bundle: Bundle, token: str, lineage: str) -> Plan:
+    """The job's plan on this offer."""
+    site = load_site(target.name, target.facts, job)
     return Plan(
         job=job, offer=offer, bundle=bundle, site=site, token=token, lineage=lineage,
-        request=target.render(job, offer, bundle, site, token, lineage), estimate=estimate(offer),
+        request=target.render(job, offer, bundle, site, token, lineage),
+        estimate=estimate(offer, hard_stop_s(job) / 3600),
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from backends.base import Fact, Moved, Problem
+from backends.base import Fact, Moved, Plan, Problem
 from launcher.planning import Planned
 from launcher.store import JobRecord
 
@@ -111,8 +111,10 @@ def span(seconds: float | None) -> str:
 
 
 def money(estimate: Mapping[str, Any]) -> str:
-    """'$0', '$3.10 to $4.80', 'unknown'."""
+    """'$0', '$3.10 to $4.80', 'at most $9.00', 'unknown'."""
     low, high = estimate.get("low"), estimate.get("high")
+    if low is None and high is not None:
+        return f"at most ${Decimal(high):.2f}"
     if low is None or high is None:
         return "unknown"
     if Decimal(low) == Decimal(high):
@@ -182,12 +184,21 @@ def plan_rows(planned: Planned) -> list[tuple[str, str | Text]]:
             rows.append(("labels", _some_labels(data.labels)))
     rows += [
         ("where", f"{offer.backend}: {offer.instance_type}"),
-        ("cost", money({"low": plan.estimate.low, "high": plan.estimate.high})),
+        ("cost", _cost(plan)),
         ("bundle", f"{len(plan.bundle.files)} files, {size(plan.bundle.size)}, {plan.bundle.sha256[:12]}"),
     ]
     if job.resources.max_hours:
         rows.append(("at most", f"{job.resources.max_hours:g} hours"))
     return rows
+
+
+def _cost(plan: Plan) -> str:
+    """The estimate, what it rests on, how old the price is."""
+    notes = list(plan.estimate.assumptions)
+    if source := plan.offer.price_source:
+        notes.append(f"price of {source.as_of}")
+    price = money({"low": plan.estimate.low, "high": plan.estimate.high})
+    return f"{price} ({'; '.join(notes)})" if notes and plan.offer.backend != "local" else price
 
 
 def difference_table(names: Sequence[str], sides: Sequence[Mapping[str, str | Text]]) -> Table:

@@ -220,7 +220,7 @@ class ContractJobs:
         request = backend.render(job, offer, bundle, self.site(), token, lineage or token)
         return Plan(
             job=job, offer=offer, bundle=bundle, site=self.site(), token=token, lineage=lineage or token,
-            request=request, estimate=estimate(offer),
+            request=request, estimate=estimate(offer, 24.0),
         )  # fmt: skip
 
     def to_end(self, backend: Backend, ran: Ran, until: Callable[[], bool] = lambda: False) -> Ran:

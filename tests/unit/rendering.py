@@ -51,6 +51,6 @@ def explained(backend: Backend, spec: JobSpec, facts: Mapping[str, str]) -> dict
     offer = next(iter(backend.offers(spec.resources)))
     plan = Plan(
         job=spec, offer=offer, bundle=bundle(), site=Site(backend=backend.name, facts=facts), token=TOKEN,
-        lineage=LINEAGE, request=rendered(backend, spec, facts), estimate=estimate(offer),
+        lineage=LINEAGE, request=rendered(backend, spec, facts), estimate=estimate(offer, 24.0),
     )  # fmt: skip
     return dict(backend.explain(plan))

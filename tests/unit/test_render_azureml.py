@@ -45,7 +45,7 @@ def explained(backend: AzureMLBackend, spec: JobSpec, facts: Mapping[str, str] =
     offer = next(iter(backend.offers(spec.resources)))
     plan = Plan(
         job=spec, offer=offer, bundle=bundle(), site=Site(backend="azureml", facts=facts), lineage="triage-1",
-        token="triage-2", request=rendered(backend, spec, facts), estimate=estimate(offer),  # noqa: S106
+        token="triage-2", request=rendered(backend, spec, facts), estimate=estimate(offer, 24.0),  # noqa: S106
     )  # fmt: skip
     return dict(backend.explain(plan))
 
@@ -171,7 +171,7 @@ def test_secrets_are_references_that_a_managed_identity_reads(
 def test_without_an_image_azure_builds_one_from_the_pins(backend: AzureMLBackend) -> None:
     environment = rendered(backend, job())["environment"]["properties"]
     pinned = [line for line in environment["condaFile"].splitlines() if "==" in line]
-    assert [line.removeprefix("  - ") for line in pinned] == images.pins()
+    assert [line.removeprefix("  - ") for line in pinned] == list(images.pins())
     assert "python=3.12" in environment["condaFile"]
     assert images.built().torch >= (2, 6)
 

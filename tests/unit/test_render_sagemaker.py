@@ -76,7 +76,7 @@ def explained(backend: SageMakerBackend, spec: JobSpec, facts: Mapping[str, str]
     offer = next(iter(backend.offers(spec.resources)))
     plan = Plan(
         job=spec, offer=offer, bundle=bundle(), site=Site(backend="sagemaker", facts=facts),
-        token=TOKEN, lineage=LINEAGE, request=rendered(backend, spec, facts), estimate=estimate(offer),
+        token=TOKEN, lineage=LINEAGE, request=rendered(backend, spec, facts), estimate=estimate(offer, 24.0),
     )  # fmt: skip
     return dict(backend.explain(plan))
 

@@ -1,0 +1,84 @@
+"""A budget becomes a time limit at the offer's rate; without a rate it is refused, not ignored."""
+
+from __future__ import annotations
+
+from datetime import date
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends.base import Plan
+from launcher.client import Client
+from launcher.errors import OverBudgetError
+from launcher.planning import Planned
+from launcher.screen import money
+from launcher.spec import JobSpec
+
+
+@pytest.fixture
+def client(home: Path) -> Client:
+    return Client(home)
+
+
+def planned(client: Client, tmp_path: Path, **changes: Any) -> Planned:
+    (tmp_path / "rows.jsonl").write_text(
+        '{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n'
+    )
+    spec = {
+        "name": "demo", "model": "org/m", "task": "generation", "data": {"train": "rows.jsonl"},
+        "resources": {"gpu": "A10G", "region": "us-west-2"}, **changes,
+    }  # fmt: skip
+    return client.plan(JobSpec.model_validate(spec), tmp_path, "sagemaker")
+
+
+def rate(plan: Plan) -> Decimal:
+    assert plan.offer.hourly is not None
+    return plan.offer.hourly
+
+
+def test_a_plan_says_what_the_job_costs_at_most_and_how_old_the_price_is(client: Client, tmp_path: Path) -> None:
+    plan = planned(client, tmp_path, resources={"gpu": "A10G", "region": "us-west-2", "max_hours": 2}).plan
+    assert plan.estimate.high == round(rate(plan) * Decimal("2.25"), 2)
+    assert plan.estimate.low is None
+    assert plan.offer.price_source is not None
+    assert plan.offer.price_source.as_of <= date.today()
+    assert money({"low": None, "high": plan.estimate.high}) == f"at most ${plan.estimate.high:.2f}"
+
+
+def test_a_budget_becomes_the_hard_stop(client: Client, tmp_path: Path) -> None:
+    plan = planned(client, tmp_path, budget=5).plan
+    seconds = plan.request["StoppingCondition"]["MaxRuntimeInSeconds"]
+    assert abs(float(rate(plan)) * seconds / 3600 - 5) < 0.01
+    assert plan.estimate.high is not None
+    assert plan.estimate.high <= Decimal("5.01")
+
+
+def test_a_shorter_limit_of_the_job_stays(client: Client, tmp_path: Path) -> None:
+    resources = {"gpu": "A10G", "region": "us-west-2", "max_hours": 1}
+    plan = planned(client, tmp_path, budget=500, resources=resources).plan
+    assert plan.job.resources.max_hours == 1
+
+
+def test_two_nodes_cost_twice_as_much(client: Client, tmp_path: Path) -> None:
+    one = planned(client, tmp_path).plan
+    two = planned(client, tmp_path, resources={"gpu": "A10G", "region": "us-west-2", "nodes": 2}).plan
+    assert rate(two) == 2 * rate(one)
+
+
+def test_spot_is_planned_at_its_ceiling(client: Client, tmp_path: Path) -> None:
+    one = planned(client, tmp_path).plan
+    spot = planned(client, tmp_path, resources={"gpu": "A10G", "region": "us-west-2", "spot": True}).plan
+    assert rate(spot) == rate(one)
+
+
+def test_a_budget_that_buys_nothing_is_refused_with_the_rate(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(OverBudgetError, match="an hour") as refusal:
+        planned(client, tmp_path, budget=0.1)
+    assert refusal.value.exit_code == 6
+
+
+def test_a_budget_without_a_known_price_is_refused(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(OverBudgetError, match="not known"):
+        planned(client, tmp_path, budget=50, resources={"gpu": "H200", "region": "us-west-2", "gpus": 8})
