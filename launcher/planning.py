@@ -66,14 +66,14 @@ def _within_budget(job: JobSpec, offer: Offer) -> JobSpec:
         return job
     if offer.hourly is None:
         raise OverBudgetError(
-            f"budget: ${job.budget} can't be kept: the price of {offer.instance_type} on {offer.backend} is not known",
+            f"budget: ${job.budget} can't be kept: {offer.backend}'s price of {offer.instance_type} is not known",
             "launch prices refresh, or your own rate in prices.yaml (docs/prices.md), or take budget out",
         )
     hours = float(job.budget / offer.hourly) - GRACE_HOURS
     if hours < LEAST_HOURS:
         minutes = (hours + GRACE_HOURS) * 60
         raise OverBudgetError(
-            f"budget: ${job.budget} buys {minutes:.0f} minutes of {offer.instance_type} at ${offer.hourly:.2f} an hour",
+            f"budget: ${job.budget} buys {minutes:.0f} min of {offer.instance_type} (${offer.hourly:.2f} an hour)",
             "raise the budget, or name another resources.gpu (launch prices show)",
         )
     limit = min(hours, job.resources.max_hours or hours)

@@ -46,11 +46,15 @@ def rendered(
     return backend.render(spec, offer, taken or bundle(), site, TOKEN, LINEAGE)
 
 
-def explained(backend: Backend, spec: JobSpec, facts: Mapping[str, str]) -> dict[str, str]:
-    """What the backend tells a person of that request."""
+def plan_of(backend: Backend, spec: JobSpec, facts: Mapping[str, str]) -> Plan:
+    """The plan on the backend's first offer."""
     offer = next(iter(backend.offers(spec.resources)))
-    plan = Plan(
+    return Plan(
         job=spec, offer=offer, bundle=bundle(), site=Site(backend=backend.name, facts=facts), token=TOKEN,
         lineage=LINEAGE, request=rendered(backend, spec, facts), estimate=estimate(offer, 24.0),
     )  # fmt: skip
-    return dict(backend.explain(plan))
+
+
+def explained(backend: Backend, spec: JobSpec, facts: Mapping[str, str]) -> dict[str, str]:
+    """What the backend tells a person of that request."""
+    return dict(backend.explain(plan_of(backend, spec, facts)))

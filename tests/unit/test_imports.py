@@ -131,7 +131,9 @@ def test_cost_knows_no_backend_and_of_the_launcher_only_spec_and_errors() -> Non
 
 def test_a_backend_knows_neither_another_backend_nor_the_client() -> None:
     allowed = ("launcher.spec", "launcher.errors", "launcher.home", "cost", *FROM_TRAIN_ENTRY)
-    common = tuple(f"backends.{n}" for n in ("base", "registry", "capabilities", "container", "files", "planning"))
+    common = tuple(
+        f"backends.{n}" for n in ("base", "registry", "capabilities", "container", "files", "planning", "storage")
+    )
     for found in of("backends"):
         if found.target.split(".")[0] not in PACKAGES:
             continue
@@ -142,7 +144,7 @@ def test_a_backend_knows_neither_another_backend_nor_the_client() -> None:
 
 def test_the_client_names_no_backend() -> None:
     used = [i for i in of("launcher") if under(i.target, "backends")]
-    common = ("backends.base", "backends.registry", *LOCAL_ONLY)
+    common = ("backends.base", "backends.container", "backends.registry", *LOCAL_ONLY)
     assert [str(i) for i in used if i.target != "backends" and not under(i.target, *common)] == []
     assert [str(i) for i in of("launcher.client") if under(i.target, *LOCAL_ONLY)] == []
 
