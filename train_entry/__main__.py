@@ -24,7 +24,15 @@ from pathlib import Path
 from train_entry.cluster import RENDEZVOUS_S, Cluster
 from train_entry.config import JobFileError, TrainJob, read_job
 from train_entry.events import EventWriter, hush, say
-from train_entry.failure import FAILURE, JobError, classify, tell_vendor, write_atomic, write_failure
+from train_entry.failure import (
+    FAILURE,
+    JobError,
+    classify,
+    final_failure,
+    tell_vendor,
+    write_atomic,
+    write_failure,
+)
 from train_entry.folders import work_folder
 from train_entry.masking import mask, set_names
 from train_entry.packages import install, installed, missing_packages
@@ -72,7 +80,8 @@ class Entry:
             self.stop_file.touch()
         self.run = secrets.token_hex(4)
         self.events = self._events_file()
-        if self.first:  # another node may have failed already, and said so
+        self.final = final_failure(self.outputs)
+        if self.first and self.final is None:  # another node may have failed already, and said so
             for old in (self.outputs / "state.json", self.outputs / FAILURE):
                 old.unlink(missing_ok=True)
 
@@ -88,6 +97,8 @@ class Entry:
 
     def main(self) -> int:
         """Everything; returns the exit status and leaves state.json."""
+        if self.final is not None:
+            return self.give_up(self.final)
         try:
             if self.unclear is not None:
                 raise self.unclear
@@ -105,11 +116,22 @@ class Entry:
         if code not in (0, PREEMPTED):
             self.tell_failure(code)
         if self.first:
-            state = {0: "succeeded", PREEMPTED: "stopped"}.get(code, "failed")
-            content = json.dumps({"run": self.run, "state": state, "exit": code})
-            write_atomic(self.outputs / "state.json", content.encode())
+            self.leave_state({0: "succeeded", PREEMPTED: "stopped"}.get(code, "failed"), code)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is decided
         return code if code in (0, PREEMPTED) else 1
+
+    def give_up(self, error: JobError) -> int:
+        """A vendor has started a job again that can't get further: end at once, and say why once more."""
+        say(mask(f"not tried again, since it would fail again ({error.kind}): {error.message}"), sys.stderr)
+        tell_vendor(error)
+        if self.first:
+            self.writer().emit("failure", kind=error.kind, message=error.message, hint=error.hint)
+            self.leave_state("failed", 1)
+        return 1
+
+    def leave_state(self, state: str, code: int) -> None:
+        content = json.dumps({"run": self.run, "state": state, "exit": code})
+        write_atomic(self.outputs / "state.json", content.encode())
 
     def ready(self, job: TrainJob) -> int:
         """Packages and secrets; 0, or 143 when a signal came meanwhile."""

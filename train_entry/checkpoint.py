@@ -147,6 +147,7 @@ def _refuse_other_job(folder: Path, theirs: Mapping[str, str], ours: Mapping[str
             "checkpoint",
             f"the checkpoints in {folder.parent} belong to a different job ({listing})",
             "run it as a new job, or undo the change and resume",
+            retry=False,
         )
 
 

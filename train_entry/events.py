@@ -63,9 +63,11 @@ class EventWriter:
                 file.write(line.encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-            if self._shown is not None and event in SHOWN:
-                shutil.copyfile(self._path, self._shown)
             say(f"{PREFIX}{line}")
+            if self._shown is not None and event in SHOWN:
+                # An object store has no folder before there is a file in it, and its mount wants one.
+                self._shown.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self._path, self._shown)
 
     def _count_own_lines(self) -> int:
         """Lines of this run already written (by the parent process); ends a torn line."""

@@ -8,6 +8,7 @@ import os
 import secrets
 import sys
 import traceback
+from hashlib import sha256
 from pathlib import Path
 
 from train_entry.masking import mask
@@ -21,17 +22,32 @@ https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo-ou
 """
 
 
+FINAL = frozenset(("data", "model", "config", "secrets", "disk_full", "oom", "diverged"))
+"""Kinds of failure that the next start of the same job meets again."""
+MISTAKES = (
+    ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, NameError, ImportError,
+    SyntaxError, NotImplementedError,
+)  # fmt: skip
+"""Python's own words for what is wrong with a program or what it was given, not with the machine."""
+NETWORK = frozenset(
+    ("ConnectionError", "Timeout", "TimeoutError", "TimeoutException", "NetworkError", "TransportError")
+)
+"""Names of classes, of Python's, requests, httpx and aiohttp, for a connection that failed."""
+
+
 class JobError(Exception):
     """A failure with a known cause.
 
-    Kinds: data model checkpoint config secrets disk_full oom killed setup diverged error.
+    Kinds: data model checkpoint config secrets disk_full oom killed setup diverged error. `retry`: may the next
+    start of the same job get further? None: as the kind and the cause say.
     """
 
-    def __init__(self, kind: str, message: str, hint: str | None = None) -> None:
+    def __init__(self, kind: str, message: str, hint: str | None = None, retry: bool | None = None) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
         self.hint = hint
+        self.retry = retry
 
 
 def classify(exc: BaseException) -> JobError:
@@ -60,11 +76,60 @@ def classify(exc: BaseException) -> JobError:
 
 
 def write_failure(folder: Path, error: JobError, exc: BaseException | None) -> None:
-    """Write folder/failure.json {kind, message, hint, traceback} whole or not at all."""
+    """Write folder/failure.json {kind, message, hint, retry, job, traceback} whole or not at all."""
     lines = traceback.format_exception(exc) if exc is not None else []
     tail = "".join(lines).splitlines()[-TAIL_LINES:]
-    body = {"kind": error.kind, "message": error.message, "hint": error.hint, "traceback": tail}
+    body = {
+        "kind": error.kind, "message": error.message, "hint": error.hint, "retry": may_be_mended(error, exc),
+        "job": _this_job(), "traceback": tail,
+    }  # fmt: skip
     write_atomic(folder / FAILURE, mask(json.dumps(body, indent=1)).encode())
+
+
+def may_be_mended(error: JobError, exc: BaseException | None) -> bool:
+    """May the next start of the same job, with the same inputs on a like machine, get further?
+
+    Vendors start a failed job again by themselves, and bill each time.
+    """
+    if error.retry is not None:
+        return error.retry
+    seen = exc
+    while seen is not None:
+        status = getattr(getattr(seen, "response", None), "status_code", None)
+        if isinstance(status, int):  # before the names: the hub's errors are of several kinds at once
+            return status in (408, 429) or status >= 500
+        if NETWORK & {kind.__name__ for kind in type(seen).__mro__}:
+            return True
+        seen = seen.__cause__ or seen.__context__
+    if error.kind == "error":
+        return not isinstance(exc, MISTAKES)
+    return error.kind not in FINAL
+
+
+def final_failure(folder: Path) -> JobError | None:
+    """The failure of an earlier start of this very job that no other start can mend; None without one."""
+    try:
+        found = json.loads((folder / FAILURE).read_text(encoding="utf-8"))
+        if found["retry"] is not False or not found["job"] or found["job"] != _this_job():
+            return None
+        return JobError(str(found["kind"]), str(found["message"]), found["hint"], retry=False)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _this_job() -> str | None:
+    """The job's id and a mark of what it was given: by hand, a job that was mended is run again under its id."""
+    own, inputs = os.environ.get("LAUNCH_JOB_ID"), os.environ.get("LAUNCH_INPUT_DIR")
+    if not own or not inputs:
+        return None
+    mark = sha256()
+    try:
+        for path in sorted(p for p in Path(inputs).rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+            mark.update(f"{path}\0{path.stat().st_size}\0".encode(errors="surrogateescape"))
+        mark.update((Path(inputs) / "job.json").read_bytes())
+    except OSError:
+        return None
+    return f"{own} {mark.hexdigest()[:16]}"
 
 
 def tell_vendor(error: JobError) -> None:

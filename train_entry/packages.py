@@ -45,7 +45,7 @@ def missing_packages(requirements: str) -> list[str]:
             missing.append(pin)
         elif name == "torch":
             if tuple(int(p) for p in have.split(".")[:2]) < TORCH_AT_LEAST:
-                raise JobError("setup", f"the image's torch {have} is older than 2.6", "use a newer image")
+                raise JobError("setup", f"the image's torch {have} is older than 2.6", "use a newer image", False)
         elif have.split("+")[0] != version:
             missing.append(pin)
     return missing
@@ -91,13 +91,14 @@ def install(missing: Sequence[str], inputs: Path, work: Path, run: Run) -> None:
 def _refuse_incomplete(missing: Iterable[str], wheels: Path) -> None:
     if "torch" in {pin.partition("==")[0] for pin in missing}:
         raise JobError(
-            "setup", "the image has no torch, and this job is offline", "name an image with torch >= 2.6"
+            "setup", "the image has no torch, and this job is offline", "name an image with torch >= 2.6", False
         )
     if not wheels.is_dir():
         raise JobError(
             "setup",
             f"the image lacks {' '.join(missing)}; this job is offline and its bundle has no wheels",
             "use an image that has the packages of train_entry/requirements.txt",
+            retry=False,
         )
 
 

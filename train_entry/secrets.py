@@ -74,7 +74,8 @@ def resolve(refs: Mapping[str, str]) -> dict[str, str]:
         try:
             value = fetch(place, key).rstrip("\r\n")  # left by echo, and legal in no header
         except Refused as exc:
-            raise JobError("secrets", f"secret {name} ({ref}): {exc.what}", exc.hint) from None
+            what = f"secret {name} ({ref}): {exc.what}"
+            raise JobError("secrets", what, exc.hint, retry=exc.passing) from None
         except (LookupError, TypeError, ValueError):  # not chained: the answer may hold the value
             raise JobError("secrets", f"secret {name} ({ref}): the store's answer holds no value") from None
         if not value or "\0" in value:

@@ -6,12 +6,18 @@ https://learn.microsoft.com/rest/api/azureml/jobs/create-or-update
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from backends.azureml import images, machines, places
+from backends.azureml.account import Account
 from backends.azureml.checks import API_VERSION, DAY_S, LONGEST_S, LONGEST_SPOT_S, check_request
+from backends.azureml.contract import contract
 from backends.azureml.jobfile import duration, seconds
-from backends.base import Bundle, Capabilities, Fact, Plan, Site
+from backends.azureml.jobs import AzureMLJobs
+from backends.azureml.places import JOB_TAG, LINEAGE_TAG, OWNER_TAG
+from backends.azureml.roles import advice
+from backends.base import Bundle, Capabilities, ContainerContract, Fact, Plan, Problem, Site
 from backends.capabilities import refuse_unsupported
 from backends.container import (
     DIGEST,
@@ -22,12 +28,10 @@ from backends.container import (
     model_in_bundle,
     refuse_offline_downloads,
 )
-from backends.planning import PlansOnly
 from cost.offers import Offer
 from launcher.errors import ConfigError, UnsupportedError
 from launcher.spec import JobSpec, Resources
 
-JOB_TAG, LINEAGE_TAG, OWNER_TAG = "finelaunch_job", "finelaunch_lineage", "finelaunch_owner"
 SIZE_PROPERTY = "finelaunch_instance_type"
 """The size that a named compute must have: the request has no other place for it."""
 OURS = frozenset(
@@ -46,12 +50,14 @@ COMPUTE = r"[A-Za-z](?:[A-Za-z0-9-]{0,30}[A-Za-z0-9])?"
 REGION = r"[a-z]+[a-z0-9]*"
 
 
-class AzureMLBackend(PlansOnly):
+class AzureMLBackend(AzureMLJobs):
     """Azure Machine Learning: serverless compute, or a cluster of the workspace."""
 
     name = "azureml"
     # Nothing in a job limits its wait for quota or capacity.
-    capabilities = Capabilities(spot=True, multi_node=True, dry_run=True, wait_for_capacity=False, submits=False)
+    capabilities = Capabilities(
+        spot=True, multi_node=True, dry_run=True, wait_for_capacity=False, poll_s=5.0, drain_s=60.0
+    )
     facts: tuple[Fact, ...] = (
         Fact(
             name="subscription", what="Azure subscription id", pattern=GUID,
@@ -94,6 +100,20 @@ class AzureMLBackend(PlansOnly):
             pattern=r"[\w.-]+(?::\d+)?(?:/[\w.-]+)+(?::[\w.-]+)?(?:@sha256:[0-9a-f]{64})?",
         ),
     )  # fmt: skip
+
+    def check(self, site: Site, plan: Plan | None = None) -> list[Problem]:
+        if not all(site.get(name) for name in ("subscription", "resource_group", "workspace")):
+            return []
+        return Account(self._azure).problems(site, plan)
+
+    def find_facts(self, known: Mapping[str, str]) -> Mapping[str, Sequence[str]]:
+        return Account(self._azure).facts(known)
+
+    def advice(self, known: Mapping[str, str]) -> str:
+        return advice(known)
+
+    def contract(self, plan: Plan, root: Path, node: int) -> ContainerContract:
+        return contract(plan, root, node)
 
     def offers(self, resources: Resources) -> Iterable[Offer]:
         return machines.offers(self.name, resources)
@@ -196,8 +216,7 @@ def _process(job: JobSpec, offer: Offer, site: Site, token: str, mounts: Mapping
         checkpoints=places.inside("outputs", places.CHECKPOINTS),
         model_cache=places.inside("outputs", places.MODEL_CACHE),
         mounts=mounts,
-        # Names in a key vault have no underscore.
-        secrets={name: f"azure-kv://{vault}/{name.replace('_', '-')}" for name in job.secrets},
+        secrets={name: f"azure-kv://{vault}/{places.vault_name(name)}" for name in job.secrets},
     )  # fmt: skip
     env["LAUNCH_PROCESSES"] = str(offer.gpus)
     if identity := site.get("identity"):

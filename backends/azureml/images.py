@@ -8,6 +8,7 @@ https://learn.microsoft.com/azure/machine-learning/how-to-manage-environments-v2
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -34,11 +35,12 @@ dependencies:
 """
 
 
-def pins() -> list[str]:
+@functools.cache
+def pins() -> tuple[str, ...]:
     """The `name==version` lines of train_entry/requirements.txt."""
     text = files("train_entry").joinpath("requirements.txt").read_text(encoding="utf-8")
     lines = (line.partition("#")[0].strip() for line in text.splitlines())
-    return [line for line in lines if line]
+    return tuple(line for line in lines if line)
 
 
 def built() -> Image:

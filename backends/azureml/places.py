@@ -15,6 +15,7 @@ from backends.container import remote_uris
 from launcher.errors import ConfigError
 from launcher.spec import JobSpec
 
+JOB_TAG, LINEAGE_TAG, OWNER_TAG = "finelaunch_job", "finelaunch_lineage", "finelaunch_owner"
 DEFAULT_DATASTORE = "workspaceblobstore"
 """Every workspace has it. https://learn.microsoft.com/azure/machine-learning/how-to-datastore"""
 AZURE = re.compile(r"azureml://|wasbs://|abfss://|https://[^/]+\.(?:blob|dfs)\.core\.")
@@ -73,6 +74,11 @@ def outputs(job: JobSpec, site: Site, token: str, lineage: str) -> dict[str, Any
         name: {"jobOutputType": "uri_folder", "uri": folder(site, path), "mode": "ReadWriteMount"}
         for name, path in found.items()
     }
+
+
+def vault_name(secret: str) -> str:
+    """The secret's name in a key vault, where names have no underscore."""
+    return secret.replace("_", "-")
 
 
 def inside(kind: str, name: str) -> str:

@@ -56,10 +56,17 @@ class Aws:
             self._clients[service] = self._make(service)
         return self._clients[service]
 
-    def call(self, service: str, operation: str, doing: str, **arguments: Any) -> dict[str, Any]:
-        """One call; `doing` is what it is for, in words. Raises LaunchError, never an error of boto3."""
+    def call(
+        self, service: str, operation: str, doing: str, *, expects: str | None = None, **arguments: Any
+    ) -> dict[str, Any]:
+        """One call; `doing` is what it is for, in words. Raises LaunchError, never an error of boto3.
+
+        `expects`: a field that a whole answer has; boto3 takes half an answer for an empty one.
+        """
         with self.errors(doing):
             found: dict[str, Any] = getattr(self.client(service), operation)(**arguments)
+        if expects is not None and expects not in found:
+            raise UnreachableError(f"{doing}: AWS's answer did not come whole", "the same command again")
         return found
 
     def pages(self, service: str, operation: str, doing: str, **arguments: Any) -> Iterator[dict[str, Any]]:

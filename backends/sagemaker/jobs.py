@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from backends.base import (
-    Bundle,
-    BundleFile,
-    JobRef,
-    JobStatus,
-    LogLine,
-    Plan,
-    Progress,
-    Site,
-    bundle_of,
-    job_record,
-)
-from backends.files import bring, vouched_files
+from backends.base import Bundle, JobRef, JobStatus, LogLine, Plan, Progress, Site
 from backends.sagemaker.aws import Aws, code_of, is_missing
 from backends.sagemaker.logs import LogReader
 from backends.sagemaker.places import BUNDLE_TAG, JOB_TAG, LINEAGE_TAG, output_key
 from backends.sagemaker.states import status_of
-from backends.sagemaker.storage import ROOT, Storage
-from launcher.errors import BackendError, ConfigError, JobNotFoundError
+from backends.sagemaker.storage import Storage
+from backends.storage import ROOT
+from launcher.errors import ConfigError, JobNotFoundError
 from launcher.spec import JobSpec
 
 STORED_TAG = "finelaunch:secret"
@@ -46,7 +32,7 @@ class SageMakerJobs:
     def stage(self, plan: Plan, progress: Progress) -> None:
         storage = self._storage(plan.job, plan.site)
         storage.put_bundle(plan.bundle, plan.token, progress)
-        storage.put(_record_key(plan.token), json.dumps(job_record(plan, datetime.now(UTC))).encode())
+        storage.put_record(plan)
 
     def submit(self, plan: Plan) -> JobRef:
         region = region_of(plan.job, plan.site)
@@ -89,12 +75,7 @@ class SageMakerJobs:
 
     def download(self, ref: JobRef, to: Path) -> None:
         storage = self._storage_of(self._describe(ref))
-        prefix = output_key(ref.id)
-        found = {key.removeprefix(prefix): size for key, size in storage.keys(prefix)}
-        vouched = vouched_files(storage.get(f"{prefix}events.jsonl") or b"")
-        for path, size in sorted(found.items()):
-            if not path.endswith("/"):
-                bring(to, path, size, vouched.get(path), partial(storage.fetch, prefix + path, size=size))
+        storage.bring_output(output_key(ref.id), to)
 
     def release(self, ref: JobRef) -> None:
         job = self._describe(ref)
@@ -124,28 +105,10 @@ class SageMakerJobs:
             yield JobRef(self.name, region, found["TrainingJobName"])
 
     def recorded(self, ref: JobRef) -> Mapping[str, Any]:
-        storage = self._storage_of(self._describe(ref))
-        content = storage.get(_record_key(ref.id))
-        try:
-            found: dict[str, Any] = json.loads(content or b"")
-        except ValueError as exc:
-            raise BackendError(
-                f"s3://{storage.bucket}/{_record_key(ref.id)} is missing or damaged",
-                f"launch release {ref.id} removes what the job left",
-            ) from exc
-        return found
+        return self._storage_of(self._describe(ref)).record(ref.id)
 
     def bundle(self, ref: JobRef, to: Path | None = None) -> Bundle:
-        known = bundle_of(self.recorded(ref))
-        if to is None:
-            return known
-        storage = self._storage_of(self._describe(ref))
-        home = f"{ROOT}/bundles/{known.sha256}"
-        for file in known.files:
-            fetch = partial(storage.fetch, f"{home}/{file.path}", size=file.size)
-            bring(to, file.path, file.size, file.sha256, fetch)
-        files = (BundleFile(path=f.path, size=f.size, sha256=f.sha256, source=to / f.path) for f in known.files)
-        return Bundle(sha256=known.sha256, files=tuple(files))
+        return self._storage_of(self._describe(ref)).bring_bundle(ref.id, to)
 
     def put_secret(self, site: Site, name: str, value: str) -> str:
         region = site.get("region")
@@ -181,7 +144,11 @@ class SageMakerJobs:
 
     def _describe(self, ref: JobRef) -> dict[str, Any]:
         return self._aws(ref.scope).call(
-            "sagemaker", "describe_training_job", f"looking at {ref.id}", TrainingJobName=ref.id
+            "sagemaker",
+            "describe_training_job",
+            f"looking at {ref.id}",
+            expects="TrainingJobArn",
+            TrainingJobName=ref.id,
         )
 
     def _tags(self, job: Mapping[str, Any]) -> dict[str, str]:
@@ -221,7 +188,3 @@ class SageMakerJobs:
 def region_of(job: JobSpec, site: Site) -> str:
     """Where the job runs: its own region, else the account's."""
     return job.resources.region or site.need("region")
-
-
-def _record_key(token: str) -> str:
-    return f"{ROOT}/jobs/{token}/record.json"

@@ -54,7 +54,7 @@ class LogReader:
         try:
             asked = {"logGroupName": GROUP, "logStreamNamePrefix": f"{job}/"}
             for page in self._aws.pages("logs", "describe_log_streams", DOING, **asked):
-                found += page["logStreams"]
+                found += page.get("logStreams") or ()
         except JobNotFoundError:  # the account's first job makes the group
             return []
         ordered = sorted(
@@ -83,15 +83,14 @@ class LogReader:
         asked = {"logGroupName": GROUP, "logStreamName": stream, "startFromHead": True}
         more = {"nextToken": at.token} if at.token else {}
         try:
-            return self._aws.call("logs", "get_log_events", DOING, **asked, **more), at
+            return self._aws.call("logs", "get_log_events", DOING, expects="events", **asked, **more), at
         except BackendError as exc:
             if at.token is None or "InvalidParameter" not in exc.message:
                 raise
         wanted, at = at.before + at.read, Position()
         while True:
-            page = self._aws.call(
-                "logs", "get_log_events", DOING, **asked, **({"nextToken": at.token} if at.token else {})
-            )
+            more = {"nextToken": at.token} if at.token else {}
+            page = self._aws.call("logs", "get_log_events", DOING, expects="events", **asked, **more)
             count, following = len(page["events"]), page["nextForwardToken"]
             if at.before + count >= wanted or following == at.token or not count:
                 return page, at._replace(read=max(0, wanted - at.before))

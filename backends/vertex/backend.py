@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from backends.base import PLACEHOLDER, Bundle, Capabilities, Fact, Plan, Site
+from backends.base import PLACEHOLDER, Bundle, Capabilities, ContainerContract, Fact, Plan, Problem, Site
 from backends.capabilities import refuse_unsupported
 from backends.container import (
     DIGEST,
@@ -21,27 +22,25 @@ from backends.container import (
     refuse_offline_downloads,
     remote_uris,
 )
-from backends.planning import PlansOnly
-from backends.vertex import machines
+from backends.vertex import machines, policies
+from backends.vertex.account import Account, facts_of
 from backends.vertex.checks import FLEX_LIMIT_S, MOST_LABEL, check_request, is_label
+from backends.vertex.contract import contract
+from backends.vertex.google import Google
+from backends.vertex.jobs import VertexJobs, scope_of
+from backends.vertex.places import JOB_LABEL, LINEAGE_LABEL, MOUNTS, OUR_LABELS, OWNER_LABEL
 from cost.offers import Offer
 from launcher.errors import ConfigError, UnsupportedError
 from launcher.spec import JobSpec, Resources
 
 COMMAND = ("python3", "-m", "train_entry")
 """No shell: the process is PID 1 and gets Vertex's SIGTERM."""
-MOUNTS = {"gs://": "/gcs/"}
-"""Every bucket that the job's service account may read is mounted in every container by Cloud Storage FUSE.
-https://cloud.google.com/vertex-ai/docs/training/cloud-storage-file-system
-"""
 DEFAULT_DISK_GIB = 100
 """Vertex's boot disk, and the least that is asked for here (DiskSpec, google-cloud-aiplatform 2.7.0)."""
 PREBUILT = re.compile(r"^(?:[a-z]+-docker\.pkg\.dev/vertex-ai|(?:[a-z]+\.)?gcr\.io/cloud-aiplatform)/training/")
 """Google's own training images end with Python 3.10 and torch 2.4 and are withdrawn since 2026-07-24.
 https://cloud.google.com/vertex-ai/docs/training/pre-built-containers (read 2026-11-23)
 """
-JOB_LABEL, LINEAGE_LABEL, OWNER_LABEL = "finelaunch_job", "finelaunch_lineage", "finelaunch_owner"
-OUR_LABELS = (JOB_LABEL, LINEAGE_LABEL, OWNER_LABEL)
 OURS = frozenset(
     [
         *("parent", "customJob.displayName", "customJob.jobSpec.baseOutputDirectory"),
@@ -65,11 +64,11 @@ PROJECT = r"(?:[a-z0-9.-]+:)?[a-z][a-z0-9-]{4,28}[a-z0-9]"
 REGION = r"[a-z]+-[a-z]+\d+"
 
 
-class VertexBackend(PlansOnly):
+class VertexBackend(VertexJobs):
     """Vertex AI custom training (serverless training)."""
 
     name = "vertex"
-    capabilities = Capabilities(spot=True, multi_node=True, dry_run=True, submits=False)
+    capabilities = Capabilities(spot=True, multi_node=True, dry_run=True, poll_s=10.0, drain_s=60.0)
     facts: tuple[Fact, ...] = (
         Fact(name="project", what="Google Cloud project id", example="my-project", pattern=PROJECT),
         Fact(name="region", what="region of the jobs", example="us-central1", pattern=REGION),
@@ -99,6 +98,21 @@ class VertexBackend(PlansOnly):
             pattern=rf"projects/{PROJECT}/locations/[a-z0-9-]+/keyRings/{SEGMENT}/cryptoKeys/{SEGMENT}",
         ),
     )  # fmt: skip
+
+    def check(self, site: Site, plan: Plan | None = None) -> list[Problem]:
+        project, region = site.get("project"), site.get("region")
+        if plan is not None:
+            region, _, project = scope_of(plan.request["parent"]).partition(".")
+        return Account(Google(project, region)).problems(site, plan) if project and region else []
+
+    def find_facts(self, known: Mapping[str, str]) -> Mapping[str, Sequence[str]]:
+        return facts_of(known)
+
+    def advice(self, known: Mapping[str, str]) -> str:
+        return policies.advice(known)
+
+    def contract(self, plan: Plan, root: Path, node: int) -> ContainerContract:
+        return contract(plan, root, node)
 
     def offers(self, resources: Resources) -> Iterable[Offer]:
         return machines.offers(self.name, resources)

@@ -33,7 +33,7 @@ def check_request(request: Mapping[str, Any], facts: tuple[Fact, ...]) -> None:
     problems = list(_outside(filled))
     if problems:
         raise _refusal(problems)
-    job = _parsed(filled["customJob"])
+    job = parsed(filled["customJob"])
     parent = PARENT.fullmatch(request["parent"])  # as it is: an example's region says nothing of the job's
     problems = [
         *(f"customJob.{field}: is set by Vertex" for field in OUTPUT_ONLY if field in filled["customJob"]),
@@ -68,7 +68,7 @@ def _outside(request: Mapping[str, Any]) -> Iterator[str]:
         yield "customJob: is missing"
 
 
-def _parsed(body: Mapping[str, Any]) -> Any:
+def parsed(body: Mapping[str, Any]) -> Any:
     """The body as the vendor's CustomJob: an unknown field or a wrong type is an error."""
     try:
         from google.cloud.aiplatform_v1.types import CustomJob

@@ -77,7 +77,8 @@ def test_the_real_model_is_tuned_through_a_spot_interruption(
     job = events(done)[-1]
     assert (job["state"], job["interruptions"]) == ("SUCCEEDED", 1)
     assert job["evaluation"]["baseline"]["rows"] == job["evaluation"]["tuned"]["rows"] == 4
-    assert [e["step"] for e in events(done) if e["event"] == "resumed"] == [2]
+    (resumed,) = [e["step"] for e in events(done) if e["event"] == "resumed"]
+    assert resumed in (2, 3, 4)
     assert float(job["actual"]["cost"]) > 0
     fetched = anna.launch("fetch", job["id"], "--to", str(tmp_path / "out"))
     assert fetched.returncode == 0, fetched.stderr

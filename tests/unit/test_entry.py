@@ -45,3 +45,50 @@ def test_a_signal_that_comes_while_gpus_are_counted_is_not_lost(tmp_path: Path) 
     assert entry.returncode == 143, log
     assert json.loads((tmp_path / "output/state.json").read_text())["state"] == "stopped"
     assert not (tmp_path / "output/failure.json").exists()
+
+
+def start(here: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """The entrypoint over `here`/input, which has no rows, in the launcher's environment, which has no torch."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith("LAUNCH_")}
+    folders = {f"LAUNCH_{name.upper()}_DIR": str(here / name) for name in ("input", "output")}
+    return subprocess.run(
+        [sys.executable, "-m", "train_entry"], capture_output=True, text=True, timeout=60, check=False,
+        env={
+            **own, **folders, "PYTHONPATH": str(ROOT), "LAUNCH_INSTALL": "never", "LAUNCH_PROCESSES": "1",
+            "LAUNCH_CHECKPOINT_DIR": str(here / "checkpoints"), "LAUNCH_JOB_ID": "a-1", **env,
+        },
+    )  # fmt: skip
+
+
+def failures(here: Path) -> list[str]:
+    lines = [json.loads(line) for line in (here / "output/events.jsonl").read_text().splitlines()]
+    return [line["message"] for line in lines if line["event"] == "failure"]
+
+
+def test_a_job_that_would_fail_again_is_not_begun_again_by_its_vendor(tmp_path: Path) -> None:
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input/job.json").write_text('{"name": 1}')
+    first, second = start(tmp_path), start(tmp_path)
+    assert (first.returncode, second.returncode) == (1, 1)
+    assert "not tried again" in second.stderr
+    assert '"setup"' in first.stdout and '"setup"' not in second.stdout
+    told = failures(tmp_path)
+    assert len(told) == 2 and told[0] == told[1]
+    assert json.loads((tmp_path / "output/state.json").read_text())["state"] == "failed"
+
+
+def test_its_resume_is_another_job_and_is_begun(tmp_path: Path) -> None:
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input/job.json").write_text('{"name": 1}')
+    start(tmp_path)
+    assert "not tried again" not in start(tmp_path, LAUNCH_JOB_ID="a-1-r2").stderr
+
+
+def test_a_job_whose_network_failed_is_begun_again(tmp_path: Path) -> None:
+    job = {"name": "a", "model": {"id": "m"}, "task": "generation", "data": {"train": "rows.jsonl"}}
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input/job.json").write_text(json.dumps(job))
+    nobody = {"LAUNCH_SECRETS": '{"A": "gcp-sm://p/a"}', "GCE_METADATA_HOST": "127.0.0.1:9"}
+    first, second = start(tmp_path, **nobody), start(tmp_path, **nobody)
+    assert json.loads((tmp_path / "output/failure.json").read_text())["retry"] is True
+    assert "not tried again" not in first.stderr + second.stderr

@@ -26,16 +26,11 @@ training plans, debugger, profiler and serverless jobs are refused as not emulat
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
 import secrets
-import shutil
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,12 +38,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tests.emulators.sagemaker.namespaces import prefix
-
-ROOT = Path(__file__).parents[3]
-START_S = 60
-STOP_S = 15
-CALL_S = 30
+from tests.emulators.namespaces import prefix
+from tests.emulators.process import EmulatorProcess
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,11 +63,8 @@ class SageMakerEmulator:
     ) -> None:  # fmt: skip
         """`settings`: see world.Settings (images, quotas, default_quota, grace_s, pace_s, log_delay_s, ...)."""
         self.region = region
-        self._own = folder is None
-        self._folder = folder or Path(tempfile.mkdtemp(prefix="sagemaker-emulator-"))
-        self._settings = {"grace_s": 5.0, **settings, "python": str(python), "folder": str(self._folder)}
-        self._process: subprocess.Popen[str] | None = None
-        self._port = 0
+        known = {"grace_s": 5.0, **settings, "python": str(python)}
+        self._server = EmulatorProcess("tests.emulators.sagemaker.server", folder, known)
         self._login: Mapping[str, str] = {}
         self._clients: dict[Any, Any] = {}
 
@@ -88,60 +76,24 @@ class SageMakerEmulator:
         return prefix()[1]
 
     def __enter__(self) -> SageMakerEmulator:
-        start, problem = prefix()
-        if problem is not None:
-            raise RuntimeError(problem)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        log = self._folder / "server.log"
-        with log.open("w", encoding="utf-8") as errors:
-            self._process = subprocess.Popen(
-                [*start, sys.executable, "-m", "tests.emulators.sagemaker.server"], cwd=ROOT,
-                env=_clean_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
-                start_new_session=True,
-            )  # fmt: skip
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(self._settings) + "\n")
-        self._process.stdin.flush()
-        late = threading.Timer(START_S, self._process.kill)
-        late.start()
-        said = self._process.stdout.readline()
-        late.cancel()
-        if not said.strip().isdigit():
-            why = log.read_text(encoding="utf-8")[-2000:]
-            self.__exit__()
-            raise RuntimeError(f"the emulator did not start: {why}")
-        self._port = int(said)
+        self._server.start(_clean_environment())
         self.login()
         return self
 
     def __exit__(self, *_: object) -> None:
-        process = self._process
-        if process is None:
-            return
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.close()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
-        self._process = None
-        if self._own:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        self._server.stop()
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://127.0.0.1:{self._server.ports[0]}"
 
     @property
     def address(self) -> tuple[str, int]:
-        return "127.0.0.1", self._port
+        return "127.0.0.1", self._server.ports[0]
 
     @property
     def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
+        return self._server.pid
 
     @property
     def key(self) -> str:
@@ -290,15 +242,7 @@ class SageMakerEmulator:
         return lines
 
     def _ask(self, verb: str, **arguments: Any) -> Any:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=CALL_S)
-        try:
-            connection.request("POST", f"/_emulator/{verb}", json.dumps(arguments))
-            told = json.load(connection.getresponse())
-        finally:
-            connection.close()
-        if "problem" in told:
-            raise ValueError(told["problem"])
-        return told["answer"]
+        return self._server.ask(verb, **arguments)
 
 
 def _clean_environment() -> dict[str, str]:

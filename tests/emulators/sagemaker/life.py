@@ -17,12 +17,13 @@ from typing import Any
 
 from moto.logs.models import logs_backends
 
-from tests.emulators.sagemaker.container import Host, LateLog, Network
+from tests.emulators.container import Host, LateLog, Network
+from tests.emulators.faults import Interruption
 from tests.emulators.sagemaker.job import TrainingJob
 from tests.emulators.sagemaker.rules import DEFAULT_RUNTIME_S, role_trusts
 from tests.emulators.sagemaker.storage import Nothing, Seen, Storage
-from tests.emulators.sagemaker.wire import CREDENTIALS, role_app
-from tests.emulators.sagemaker.world import Interruption, World
+from tests.emulators.sagemaker.wire import CREDENTIALS, MotoHandler, role_app
+from tests.emulators.sagemaker.world import World
 
 GROUP = "/aws/sagemaker/TrainingJobs"
 TICK_S = 0.03
@@ -153,7 +154,7 @@ class Life(threading.Thread):
         self.pace()
         isolated = job.request.get("EnableNetworkIsolation")
         app = None if isolated else role_app(self.world.app, job.key)
-        network = Network(self.world.port, app)
+        network = Network(self.world.port, app, MotoHandler)
         try:
             if (why := self.over(0)) is None:
                 job.enter("Training", "Training image download completed. Training in progress.")
@@ -173,18 +174,18 @@ class Life(threading.Thread):
         job.started = job.started or job.modified
         self.seen, made = [], []
         for index, name in enumerate(names):
-            host = Host(name, folder / name)
+            host = Host(name, folder / name, {folder / name / "ml": "/opt/ml"}, "/opt/ml")
             shutil.rmtree(host.folder, ignore_errors=True)
             for made_here in ("input/config", "input/data", "model", "output/data", "code"):
-                (host.ml / made_here).mkdir(parents=True)
+                (ml_of(host) / made_here).mkdir(parents=True)
             for channel in job.request.get("InputDataConfig", []):
-                target = host.ml / "input/data" / channel["ChannelName"]
+                target = ml_of(host) / "input/data" / channel["ChannelName"]
                 self.storage.pull_channel(channel["DataSource"]["S3DataSource"], target, index, len(names))
             for file, content in self.config(name, names).items():
-                (host.ml / "input/config" / f"{file}.json").write_text(json.dumps(content), encoding="utf-8")
+                (ml_of(host) / "input/config" / f"{file}.json").write_text(json.dumps(content), encoding="utf-8")
             seen: Seen = {}
             if self.checkpoints:
-                seen = self.storage.pull_tree(self.checkpoints, host.ml / self.checkpoint_folder)
+                seen = self.storage.pull_tree(self.checkpoints, ml_of(host) / self.checkpoint_folder)
             self.seen.append(seen)
             made.append(host)
         return made
@@ -297,7 +298,7 @@ class Life(threading.Thread):
         """New and changed files of the checkpoints folders to S3."""
         if self.checkpoints:
             for host, seen in zip(self.hosts, self.seen, strict=True):
-                self.storage.push_changes(host.ml / self.checkpoint_folder, self.checkpoints, seen)
+                self.storage.push_changes(ml_of(host) / self.checkpoint_folder, self.checkpoints, seen)
 
     # The end.
 
@@ -310,8 +311,8 @@ class Life(threading.Thread):
         output = job.request["OutputDataConfig"]
         base = f"{output['S3OutputPath'].rstrip('/')}/{job.name}/output"
         packed = output.get("CompressionType", "GZIP") != "NONE"
-        artifacts = self.storage.push_artifacts([h.ml / "model" for h in self.hosts], f"{base}/model", packed)
-        data = [h.ml / "output/data" for h in self.hosts]
+        artifacts = self.storage.push_artifacts([ml_of(h) / "model" for h in self.hosts], f"{base}/model", packed)
+        data = [ml_of(h) / "output/data" for h in self.hosts]
         if any(path.is_file() for folder in data for path in folder.rglob("*")):
             self.storage.push_artifacts(data, f"{base}/output", packed)
         job.artifacts = artifacts
@@ -327,9 +328,14 @@ class Life(threading.Thread):
             job.enter(*ENDS[why])
 
 
+def ml_of(host: Host) -> Path:
+    """The host's /opt/ml, as it lies here."""
+    return host.folder / "ml"
+
+
 def _failure(hosts: list[Host]) -> str:
     """What the first host that failed left in /opt/ml/output/failure."""
-    for path in (host.ml / "output/failure" for host in hosts):
+    for path in (ml_of(host) / "output/failure" for host in hosts):
         if path.is_file():
             return path.read_text(encoding="utf-8", errors="replace")[:1024]
     return ""

@@ -17,7 +17,7 @@ from werkzeug.serving import make_server
 
 from tests.emulators.sagemaker import api
 from tests.emulators.sagemaker.rules import model
-from tests.emulators.sagemaker.wire import QuietHandler, Wire
+from tests.emulators.sagemaker.wire import MotoHandler, Wire
 from tests.emulators.sagemaker.world import ACCOUNT, Settings, World
 
 ENDING_S = 5
@@ -29,7 +29,7 @@ def main() -> None:
     iam_backends[ACCOUNT]["aws"].create_user("us-east-1", "developer")
     model()  # read now, not in the first request
     world.app = Wire(world, DomainDispatcherApplication(create_backend_app))
-    server = make_server("127.0.0.1", 0, world.app, threaded=True, request_handler=QuietHandler)
+    server = make_server("127.0.0.1", 0, world.app, threaded=True, request_handler=MotoHandler)
     world.port = server.server_port
     threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
     late = threading.Timer(world.settings.life_s, os._exit, (3,))

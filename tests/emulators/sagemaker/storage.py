@@ -96,7 +96,7 @@ class Storage:
 
     def push_changes(self, source: Path, uri: str, seen: Seen) -> None:
         """Send up what is new or other than `seen`; a file may be sent while it is written, as it really is."""
-        for path in sorted(source.rglob("*")):
+        for path in _paths(source):
             try:
                 if not path.is_file() or seen.get(path) == _mark(path):
                     continue
@@ -110,7 +110,7 @@ class Storage:
         """The folders of all hosts as URI.tar.gz, or as a tree; of two files at one place the first's stays."""
         files: dict[str, Path] = {}
         for source in sources:
-            for path in sorted(source.rglob("*")):
+            for path in _paths(source):
                 files.setdefault(path.relative_to(source).as_posix(), path)
         if not packed:
             for relative, path in files.items():
@@ -143,6 +143,15 @@ def _relative(uri: str, keys: Sequence[str]) -> dict[str, str]:
     below = prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
     cut = len(below) if all(key.startswith(below) for key in keys) else prefix.rfind("/") + 1
     return {key[cut:]: key for key in keys if key[cut:] and not key.endswith("/")}
+
+
+def _paths(folder: Path) -> list[Path]:
+    """Everything in a folder in which a job may remove things meanwhile."""
+    while True:
+        try:
+            return sorted(folder.rglob("*"))
+        except FileNotFoundError:
+            continue
 
 
 def _mark(path: Path) -> tuple[int, int]:

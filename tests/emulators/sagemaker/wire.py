@@ -6,7 +6,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import socket
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,10 +15,10 @@ from moto.core.request import Request
 from moto.core.routing import get_service_router
 from moto.moto_server.werkzeug_app import MotoRequestHandler
 
-from tests.emulators.sagemaker.world import Fault, World
+from tests.emulators.faults import Fault
+from tests.emulators.sagemaker.world import World
+from tests.emulators.wire import Environ, QuietHandler, Start, cut_off, hang_up
 
-Environ = dict[str, Any]
-Start = Callable[..., Any]
 CONTROL = "/_emulator/"
 CREDENTIALS = "/_credentials/"
 SCOPE = re.compile(r"Credential=(?P<key>[^/]+)/\d+/(?P<region>[^/]+)/(?P<service>[^/]+)/aws4_request")
@@ -88,13 +87,13 @@ class Wire:
             time.sleep(fault.seconds)
             return self.moto(environ, start)
         if fault.kind == "drop":
-            return _hang_up(environ)
+            return hang_up(environ)
         answer: list[Any] = []
         body = b"".join(self.moto(environ, lambda *told: answer.extend(told)))
         if fault.kind == "lose":  # it is done, and nobody hears of it
-            return _hang_up(environ)
+            return hang_up(environ)
         start(answer[0], answer[1])  # its length is told in full
-        return _cut(body, environ)
+        return cut_off(body, environ)
 
     def control(self, verb: str, environ: Environ, start: Start) -> Iterable[bytes]:
         try:
@@ -117,12 +116,8 @@ def role_app(wire: Wire, key: str) -> Callable[[Environ, Start], Iterable[bytes]
     return app
 
 
-class QuietHandler(MotoRequestHandler):
-    """No line a request on stderr."""
-
-    def log(self, type: str, message: str, *args: Any) -> None:
-        if type == "error":
-            super().log(type, message, *args)
+class MotoHandler(QuietHandler, MotoRequestHandler):
+    """As moto reads requests."""
 
 
 def _identify(environ: Environ) -> tuple[str | None, str, str]:
@@ -176,16 +171,6 @@ def _json(start: Start, status: int, told: Any, headers: list[tuple[str, str]] |
     start(f"{status} told", [("Content-Type", "application/x-amz-json-1.1"), ("Content-Length", str(len(data))),
                              *(headers or [])])  # fmt: skip
     return [data]
-
-
-def _hang_up(environ: Environ) -> Iterable[bytes]:
-    environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
-    raise ConnectionResetError("hung up on purpose")
-
-
-def _cut(body: bytes, environ: Environ) -> Iterable[bytes]:
-    yield body[: len(body) // 2]
-    environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
 
 
 def _credentials(key: str) -> dict[str, str]:

@@ -16,8 +16,8 @@ from typing import Any
 
 from werkzeug.serving import make_server
 
-from tests.emulators.sagemaker.namespaces import SPACES, EmptyNetwork
-from tests.emulators.sagemaker.wire import QuietHandler
+from tests.emulators.namespaces import SPACES, EmptyNetwork
+from tests.emulators.wire import QuietHandler
 
 LINE_BYTES = 262_000
 """A longer line becomes several events.
@@ -30,7 +30,7 @@ INSIDE = Path(__file__).with_name("inside.py")
 class Network:
     """The network of one attempt's hosts, with the emulator in it unless the job is isolated."""
 
-    def __init__(self, port: int, app: Any) -> None:
+    def __init__(self, port: int, app: Any, handler: type[QuietHandler] = QuietHandler) -> None:
         """`app`: what answers at 127.0.0.1:port inside; None for an isolated job."""
         self._space = EmptyNetwork(None if app is None else port)
         self._server: Any = None
@@ -40,7 +40,7 @@ class Network:
                 port,
                 app,
                 threaded=True,
-                request_handler=QuietHandler,
+                request_handler=handler,
                 fd=self._space.listening.fileno(),
             )
             threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
@@ -58,12 +58,16 @@ class Network:
 
 
 class Host:
-    """One instance of one attempt: `folder`/ml is its /opt/ml."""
+    """One machine of one attempt: `folder` holds what is its own, and `mounts` folder -> its place in there.
 
-    def __init__(self, name: str, folder: Path) -> None:
+    A place is `/NAME` or `/OUTER/NAME`. The command starts in `cwd`.
+    """
+
+    def __init__(self, name: str, folder: Path, mounts: Mapping[Path, str], cwd: str) -> None:
         self.name = name
         self.folder = folder
-        self.ml = folder / "ml"
+        self.mounts = mounts
+        self.cwd = cwd
         self.lines: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
@@ -71,12 +75,12 @@ class Host:
 
     def start(
         self, network: Network, command: Sequence[str], env: Mapping[str, str], python: str,
-        hosts: Sequence[str], tell: Callable[[str], None],
+        hosts: Sequence[str], tell: Callable[[str], None], fuse: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        """Run the command; `tell` gets its lines."""
+        """Run the command; `tell` gets its lines. `fuse`: places that it is told are mounts of an object store."""
         addresses = "".join(f"127.0.0.{number} {host}\n" for number, host in enumerate(hosts, 1))
         (self.folder / "hosts").write_text(f"127.0.0.1 localhost\n{addresses}", encoding="utf-8")
-        for made in ("stage", "home", "bin"):
+        for made in ("stage", "home", "bin", "tmp"):
             (self.folder / made).mkdir()
         for name in ("python", "python3"):
             shim = self.folder / "bin" / name
@@ -84,8 +88,9 @@ class Host:
             shim.chmod(0o755)
         path = f"{self.folder / 'bin'}:{Path(python).parent}:{SYSTEM_PATH}"
         spec = {
-            "hostname": self.name, "stage": str(self.folder / "stage"), "ml": str(self.ml),
-            "hosts": str(self.folder / "hosts"), "command": list(command),
+            "hostname": self.name, "stage": str(self.folder / "stage"), "cwd": self.cwd,
+            "mounts": {str(folder): place for folder, place in self.mounts.items()}, "fuse": list(fuse),
+            "hosts": str(self.folder / "hosts"), "folder": str(self.folder), "command": list(command),
             "env": {
                 "PATH": path, "HOME": str(self.folder / "home"), "HOSTNAME": self.name, "LANG": "C.UTF-8", **env,
             },

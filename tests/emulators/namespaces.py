@@ -21,7 +21,7 @@ SPACES = ["unshare", "--mount", "--pid", "--uts", "--fork", "--mount-proc", "--k
 def prefix() -> tuple[tuple[str, ...], str | None]:
     """What a process must be started with to be able to make containers; or why none can be made here."""
     if not sys.platform.startswith("linux"):
-        return (), "the SageMaker emulator needs Linux's namespaces"
+        return (), "an emulator needs Linux's namespaces"
     said = ""
     for start in ([], MAP_ROOT):
         # A bind mount over a folder, a host name and an empty network: all that a job's machine has.
@@ -32,11 +32,11 @@ def prefix() -> tuple[tuple[str, ...], str | None]:
                 [*probe, "sh", "-c", script], capture_output=True, text=True, timeout=20, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as exc:
-            return (), f"the SageMaker emulator needs util-linux's unshare: {exc}"
+            return (), f"an emulator needs util-linux's unshare: {exc}"
         if tried.returncode == 0:
             return tuple(start), None
         said = tried.stderr.strip()
-    return (), f"the SageMaker emulator may not make namespaces here ({said})"
+    return (), f"an emulator may not make namespaces here ({said})"
 
 
 class EmptyNetwork:

@@ -1,0 +1,228 @@
+"""What a subscription must have for a job: looked at before anything is sent, or found for `launch setup`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from backends.azureml import places
+from backends.azureml.azure import ARM_SCOPE, LOGIN, VAULT_SCOPE, Azure, workspace_path
+from backends.azureml.jobs import VAULT, VAULT_VERSION, scope_of
+from backends.azureml.storage import Storage
+from backends.base import Plan, Problem, Site
+from launcher.errors import BackendError, CredentialsError, JobNotFoundError, LaunchError, UnreachableError
+
+VERSION = "2024-10-01"
+SUBSCRIPTIONS = "2022-12-01"
+PROVIDER = "providers/Microsoft.MachineLearningServices"
+CHAIN = "environment variables, workload identity, managed identity, Azure CLI, PowerShell, Azure Developer CLI"
+QUOTA_PAGE = "https://ml.azure.com/quota"
+
+
+class Account:
+    """What one sign-in sees of a subscription, read-only."""
+
+    def __init__(self, azure: Azure) -> None:
+        self._azure = azure
+        self._unsure: list[Problem] = []
+        self._who = ""
+
+    def problems(self, site: Site, plan: Plan | None) -> list[Problem]:
+        """What would stop the job, each with the command that mends it; what can't be seen is a note."""
+        try:
+            self._who = self._azure.who()
+        except CredentialsError as exc:
+            return [Problem(what=f"{exc.message}; tried: {CHAIN}", fix=LOGIN, kind="credentials")]
+        except UnreachableError as exc:
+            return [Problem(what=exc.message, fix=exc.hint or "see the network", kind="unreachable")]
+        scope = scope_of(site)
+        workspace = self._look("the workspace", workspace_path(scope), VERSION)
+        if workspace is None:
+            return [self._no_workspace(site)]
+        found = [*self._of_region(site, workspace), *self._of_datastore(site, scope)]
+        if plan is not None:
+            region = workspace.get("location") or site.get("region")
+            found += [*self._of_compute(plan, scope), *self._of_secrets(plan, site)]
+            if region and "computeId" not in plan.request["job"]["properties"]:
+                found += self._of_size(plan, site.need("subscription"), str(region))
+        return [*found, *self._unsure]
+
+    def facts(self, known: Mapping[str, str]) -> dict[str, list[str]]:
+        """Subscriptions, and the workspaces of the first of them (or of the one that is known)."""
+        doing = "listing subscriptions"
+        subscriptions = [s["subscriptionId"] for s in self._azure.pages("/subscriptions", doing, SUBSCRIPTIONS)]
+        if not (chosen := known.get("subscription") or next(iter(subscriptions), None)):
+            return {}
+        url = f"/subscriptions/{chosen}/{PROVIDER}/workspaces"
+        spaces = list(self._azure.pages(url, "listing workspaces", VERSION))
+        for fact, of in (("workspace", lambda s: s["name"]), ("resource_group", _group), ("region", _location)):
+            if fact in known:
+                spaces = [space for space in spaces if of(space) == known[fact]]
+        vaults = [str(space.get("properties", {}).get("keyVault") or "").rpartition("/")[2] for space in spaces]
+        return {
+            "subscription": [chosen, *(s for s in subscriptions if s != chosen)],
+            "workspace": [space["name"] for space in spaces],
+            "resource_group": list(dict.fromkeys(map(_group, spaces))),
+            "region": list(dict.fromkeys(map(_location, spaces))),
+            "key_vault": list(dict.fromkeys(filter(None, vaults))),
+        }
+
+    def _no_workspace(self, site: Site) -> Problem:
+        group, name = site.need("resource_group"), site.need("workspace")
+        return Problem(
+            what=f"there is no workspace {name} in resource group {group} of subscription "
+            f"{site.need('subscription')} that you ({self._who}) may see",
+            fix=f"az ml workspace create --name {name} --resource-group {group}, or launch setup azureml --find",
+        )
+
+    def _of_region(self, site: Site, workspace: Mapping[str, Any]) -> Iterator[Problem]:
+        told, lies = site.get("region"), workspace.get("location")
+        if told and lies and told != lies:
+            yield Problem(
+                what=f"workspace {site.need('workspace')} is in {lies}, not in {told}",
+                fix=f"launch setup azureml --region {lies}",
+            )
+
+    def _of_datastore(self, site: Site, scope: str) -> Iterator[Problem]:
+        name = site.get("datastore") or places.DEFAULT_DATASTORE
+        try:
+            for _ in Storage(self._azure, workspace_path(scope), name).keys("finelaunch/none/"):
+                break
+        except JobNotFoundError:
+            yield Problem(
+                what=f"the workspace has no datastore {name}, or its container is gone",
+                fix="az ml datastore list, then launch setup azureml --datastore NAME",
+            )
+        except CredentialsError as exc:
+            yield Problem(
+                what=f"datastore {name} can't be reached: its key or signature is not accepted ({exc.message})",
+                fix=f"az ml datastore update --name {name} with a valid key, or give yourself the role "
+                "Storage Blob Data Contributor on its storage account",
+                kind="credentials",
+            )
+        except UnreachableError as exc:
+            self._unsure.append(_unseen(f"datastore {name}", exc))
+        except BackendError as exc:
+            yield Problem(
+                what=f"you ({self._who}) may not read datastore {name}: {exc.message}",
+                fix="az role assignment create --role 'Storage Blob Data Contributor' --assignee YOU --scope "
+                "STORAGE_ACCOUNT_ID; launch setup azureml --advice shows it whole",
+                kind="credentials",
+            )
+
+    def _of_compute(self, plan: Plan, scope: str) -> Iterator[Problem]:
+        """The named compute of the job, where it has one."""
+        properties = plan.request["job"]["properties"]
+        if not (path := properties.get("computeId")):
+            return
+        name, group, space = path.rpartition("/")[2], *scope.split(":")[1:]
+        where = f"--name {name} --resource-group {group} --workspace-name {space}"
+        compute = self._look(f"compute {name}", path, VERSION)
+        if compute is None:
+            yield Problem(
+                what=f"the workspace has no compute {name}",
+                fix=f"az ml compute create {where} --type AmlCompute --size {plan.offer.instance_type} "
+                f"--min-instances 0 --max-instances {plan.job.resources.nodes}",
+            )
+            return
+        has = compute.get("properties", {}).get("properties") or {}
+        size, nodes = has.get("vmSize"), (has.get("scaleSettings") or {}).get("maxNodeCount")
+        if size and str(size).lower() != plan.offer.instance_type.lower():
+            yield Problem(
+                what=f"compute {name} has machines of size {size}, and the job is planned for "
+                f"{plan.offer.instance_type}",
+                fix="--set resources.gpu and resources.gpus to what it has, or name another compute",
+            )
+        if nodes is not None and nodes < plan.job.resources.nodes:
+            yield Problem(
+                what=f"compute {name} has {nodes} machines at most, and the job needs {plan.job.resources.nodes}",
+                fix=f"az ml compute update {where} --max-instances {plan.job.resources.nodes}",
+                kind="quota",
+            )
+        if plan.job.resources.spot and has.get("vmPriority") not in (None, "LowPriority"):
+            yield Problem(
+                what=f"compute {name} is not low-priority: a spot job there would be billed in full",
+                fix="launch setup azureml --spot-compute NAME names another, or --set resources.spot=false",
+            )
+
+    def _of_size(self, plan: Plan, subscription: str, region: str) -> Iterator[Problem]:
+        """Serverless: has the region the size, and is there quota for it? Azure ML's own, not virtual machines'.
+
+        https://learn.microsoft.com/rest/api/azureml/virtual-machine-sizes/list and .../usages/list
+        (read 2026-11-25)
+        """
+        place, size, spot = (
+            f"/subscriptions/{subscription}/{PROVIDER}/locations/{region}",
+            plan.offer.instance_type,
+            plan.job.resources.spot,
+        )
+        sizes = (self._look("the region's sizes", f"{place}/vmSizes", VERSION) or {}).get("value")
+        usages = (self._look("Azure ML's quota", f"{place}/usages", VERSION) or {}).get("value")
+        if not sizes:
+            return
+        one = next((s for s in sizes if str(s.get("name")).lower() == size.lower()), None)
+        if one is None:
+            yield Problem(
+                what=f"Azure ML has no {size} in {region} for this subscription",
+                fix=f"az ml compute list-sizes --location {region}, then --set resources.gpu and resources.gpus",
+                kind="quota",
+            )
+            return
+        if spot and one.get("lowPriorityCapable") is False:
+            yield Problem(
+                what=f"{size} is not to be had as spot in {region}", fix="--set resources.spot=false", kind="quota"
+            )
+        family, needed = str(one.get("family")), int(one.get("vCPUs") or 0) * plan.job.resources.nodes
+        usage = next((u for u in usages or () if _is_usage(u, family, spot)), None)
+        if usage is not None and usage["limit"] >= 0 and usage["limit"] - usage["currentValue"] < needed:
+            name = usage["name"].get("localizedValue") or family
+            yield Problem(
+                what=f"Azure ML's quota {name!r} has {usage['limit'] - usage['currentValue']} of {usage['limit']} "
+                f"vCPUs left in {region}, and the job needs {needed}",
+                fix=f"{QUOTA_PAGE}, Request quota (Azure Machine Learning's own; virtual machines' is another)",
+                kind="quota",
+            )
+
+    def _of_secrets(self, plan: Plan, site: Site) -> Iterator[Problem]:
+        vault = site.get("key_vault")
+        for name in plan.job.secrets if vault else ():
+            url = f"{VAULT.format(vault=vault)}/secrets/{places.vault_name(name)}/versions"
+            # The list of its versions, which has no value in it.
+            found = self._look(f"secret {name}", url, VAULT_VERSION, VAULT_SCOPE)
+            if found is None or found.get("value") == []:
+                yield Problem(
+                    what=f"there is no secret {places.vault_name(name)} in Key Vault {vault}",
+                    fix=f"launch secrets put {name} --backend azureml",
+                    kind="credentials",
+                )
+
+    def _look(self, what: str, url: str, version: str, scope: str = ARM_SCOPE) -> dict[str, Any] | None:
+        """Azure's answer, None when there is no such thing, and an empty one when it may not be seen."""
+        try:
+            return self._azure.call("GET", url, f"looking at {what}", version=version, scope=scope)
+        except JobNotFoundError:
+            return None
+        except BackendError as exc:
+            self._unsure.append(_unseen(what, exc))
+            return {}
+
+
+def _is_usage(usage: Mapping[str, Any], family: str, spot: bool) -> bool:
+    """Is it the row of this family, or with spot the region's one row of low-priority cores?"""
+    name = usage.get("name") or {}
+    if spot:
+        return "low priority" in str(name.get("localizedValue")).lower()
+    return str(name.get("value")).lower() == family.lower()
+
+
+def _group(space: Mapping[str, Any]) -> str:
+    return str(space["id"]).split("/")[4]
+
+
+def _location(space: Mapping[str, Any]) -> str:
+    return str(space.get("location"))
+
+
+def _unseen(what: str, exc: LaunchError) -> Problem:
+    hint = exc.hint or "ask whoever manages the subscription"
+    return Problem(what=f"{what} could not be checked: {exc.message}", fix=hint, fatal=False)

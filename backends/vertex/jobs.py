@@ -1,0 +1,265 @@
+"""Custom jobs after the plan: sent, looked at, stopped, their output fetched, what they left removed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from backends.base import Bundle, JobRef, JobState, JobStatus, LogLine, Plan, Progress, Site
+from backends.storage import ROOT
+from backends.vertex import logs
+from backends.vertex.checks import PARENT, parsed
+from backends.vertex.google import CALL_S, Google, is_passing, patience
+from backends.vertex.places import JOB_LABEL, LINEAGE_LABEL
+from backends.vertex.states import state_of, status_of
+from backends.vertex.storage import Storage
+from launcher.errors import BackendError, ConfigError, JobNotFoundError, LaunchError
+from train_entry.failure import FAILURE
+
+CONSOLE = "https://console.cloud.google.com/agent-platform/locations/{region}/training/{number}?project={project}"
+WAITS_S = (1.0, 2.0, 4.0, 8.0)
+"""Between two tries to create a job; in between it is looked for."""
+STOPPED_ITSELF = "stopped before it was done (a signal or its time limit); launch resume goes on"
+ERROR_LINES = 3
+REMOVED_S = 120
+REMOVAL_POLL_S = 1.0
+
+
+class VertexJobs:
+    """The half of the backend that talks to Google. Making one does no I/O."""
+
+    name: str
+
+    def __init__(self, home: Path) -> None:
+        self._googles: dict[str, Google] = {}
+        self._names: dict[JobRef, str] = {}
+        self._made: dict[JobRef, tuple[str, datetime]] = {}
+        self._starts: dict[JobRef, tuple[int, int]] = {}
+
+    def stage(self, plan: Plan, progress: Progress) -> None:
+        google = self._google(scope_of(plan.request["parent"]))
+        storage = Storage(google, plan.site.need("bucket"), plan.site.get("kms_key"))
+        storage.put_bundle(plan.bundle, plan.token, progress)
+        storage.put_record(plan)
+
+    def submit(self, plan: Plan) -> JobRef:
+        parent = plan.request["parent"]
+        ref = JobRef(self.name, scope_of(parent), plan.token)
+        google, job = self._google(ref.scope), parsed(plan.request["customJob"])
+        with google.errors(f"starting {plan.token}"):
+            for wait in (*WAITS_S, None):
+                # Vertex takes no token of the client's: an answer that was lost is told by the label alone.
+                if self._look_up(ref) is not None:
+                    break
+                try:
+                    made = google.jobs().create_custom_job(parent=parent, custom_job=job, timeout=CALL_S)
+                except Exception as exc:
+                    if wait is None or not is_passing(exc):
+                        raise
+                    time.sleep(wait)
+                else:
+                    self._names[ref] = made.name
+                    break
+        return ref
+
+    def status(self, ref: JobRef) -> JobStatus:
+        job = self._job(ref)
+        google, number = self._google(ref.scope), _number(job)
+        url = CONSOLE.format(region=google.region, number=number, project=google.project)
+        starts = self._count_starts(ref, job) if job.start_time is not None else 0
+        return status_of(job, url, starts, self._reason(ref, job))
+
+    def logs(self, ref: JobRef, cursor: str | None = None) -> Iterator[LogLine]:
+        if ref not in self._made:
+            self._job(ref)
+        number, since = self._made[ref]
+        yield from logs.lines(self._google(ref.scope), number, since, cursor)
+
+    def cancel(self, ref: JobRef) -> None:
+        from google.api_core.exceptions import BadRequest
+
+        job = self._job(ref)
+        if state_of(job).terminal:
+            return
+        google = self._google(ref.scope)
+        with google.errors(f"stopping {ref.id}"):
+            try:
+                google.jobs().cancel_custom_job(name=job.name, retry=patience(), timeout=CALL_S)
+            except BadRequest:  # it ended by itself meanwhile
+                if not state_of(self._job(ref)).terminal:
+                    raise
+
+    def download(self, ref: JobRef, to: Path) -> None:
+        self._storage_of(ref, self._job(ref)).bring_output(_output_key(ref.id), to)
+
+    def release(self, ref: JobRef) -> None:
+        job = self._job(ref)
+        google = self._google(ref.scope)
+        kin = [job]
+        if job.labels.get(LINEAGE_LABEL) == ref.id:  # its checkpoints are those of the jobs that go on from it
+            kin += self._list(google, f'labels.{LINEAGE_LABEL}="{ref.id}"')
+        for one in kin:
+            if not state_of(one).terminal:
+                raise ConfigError(
+                    f"{ref.id} can't be removed: {one.display_name} still runs",
+                    f"launch cancel {one.display_name}",
+                )
+        storage = self._storage_of(ref, job)
+        with contextlib.suppress(BackendError):  # a record that is gone names no bundle
+            storage.drop_bundle(storage.record(ref.id)["bundle_sha256"], ref.id)
+        storage.remove(f"{ROOT}/jobs/{ref.id}/")
+        # The job itself goes last: a removal that was interrupted can be repeated.
+        self._delete(google, job.name, ref)
+
+    def find(self, site: Site, token: str, region: str | None = None) -> JobRef | None:
+        scope = f"{region or site.need('region')}.{site.need('project')}"
+        ref = JobRef(self.name, scope, token)
+        with self._google(scope).errors(f"looking for {token}"):
+            return ref if self._look_up(ref) is not None else None
+
+    def discover(self, site: Site) -> Iterable[JobRef]:
+        scope = f"{site.need('region')}.{site.need('project')}"
+        for job in self._list(self._google(scope), f"labels.{JOB_LABEL}:*"):
+            yield JobRef(self.name, scope, job.labels[JOB_LABEL])
+
+    def recorded(self, ref: JobRef) -> Mapping[str, Any]:
+        return self._storage_of(ref, self._job(ref)).record(ref.id)
+
+    def bundle(self, ref: JobRef, to: Path | None = None) -> Bundle:
+        return self._storage_of(ref, self._job(ref)).bring_bundle(ref.id, to)
+
+    def put_secret(self, site: Site, name: str, value: str) -> str:
+        project = site.get("project")
+        if project is None:
+            raise ConfigError("backend vertex is not set up: project", "launch setup vertex --project ...")
+        google = self._google(f"{site.get('region') or 'global'}.{project}")
+        doing, home = f"storing {name} in Secret Manager", f"v1/projects/{project}/secrets"
+        try:
+            google.ask("secretmanager", f"{home}/{name}", doing)
+        except JobNotFoundError:
+            made = {"replication": {"automatic": {}}, "labels": {"finelaunch": "secret"}}
+            google.ask("secretmanager", f"{home}?secretId={name}", doing, made)
+        payload = {"payload": {"data": b64encode(value.encode()).decode()}}
+        google.ask("secretmanager", f"{home}/{name}:addVersion", doing, payload)
+        return f"Secret Manager of {project}, {name}"
+
+    def _google(self, scope: str) -> Google:
+        region, _, project = scope.partition(".")
+        return self._googles.setdefault(scope, Google(project, region))
+
+    def _storage_of(self, ref: JobRef, job: Any) -> Storage:
+        """The bucket that a job was given."""
+        uri = job.job_spec.base_output_directory.output_uri_prefix
+        bucket = uri.removeprefix("gs://").partition("/")[0]
+        return Storage(self._google(ref.scope), bucket, job.encryption_spec.kms_key_name or None)
+
+    def _job(self, ref: JobRef) -> Any:
+        """The CustomJob message. Raises JobNotFoundError."""
+        from google.api_core.exceptions import NotFound
+
+        google = self._google(ref.scope)
+        with google.errors(f"looking at {ref.id}"):
+            if ref not in self._names:
+                found = self._look_up(ref)
+            else:
+                try:
+                    found = google.jobs().get_custom_job(name=self._names[ref], retry=patience(), timeout=CALL_S)
+                except NotFound:
+                    del self._names[ref]
+                    raise
+        if found is None:
+            raise JobNotFoundError(f"{google.parent} has no job {ref.id}", "launch list")
+        self._made[ref] = (_number(found), found.create_time)
+        return found
+
+    def _look_up(self, ref: JobRef) -> Any | None:
+        """The newest job with the token's label."""
+        found = next(iter(self._list(self._google(ref.scope), f'labels.{JOB_LABEL}="{ref.id}"')), None)
+        if found is not None:
+            self._names[ref] = found.name
+        return found
+
+    def _list(self, google: Google, wanted: str) -> list[Any]:
+        """https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.customJobs/list"""
+        with google.errors("looking for our jobs"):
+            asked = {"parent": google.parent, "filter": wanted, "page_size": 100}
+            return list(google.jobs().list_custom_jobs(request=asked, retry=patience(), timeout=CALL_S))
+
+    def _count_starts(self, ref: JobRef, job: Any) -> int:
+        """How often the entrypoint began, as its events in the bucket say: Vertex keeps no count."""
+        storage, key = self._storage_of(ref, job), f"{_output_key(ref.id)}events.jsonl"
+        version, known = storage.version(key), self._starts.get(ref)
+        if version is None:
+            return 0
+        if known is None or known[0] != version:
+            known = self._starts[ref] = (version, _runs(storage.get(key) or b""))
+        return known[1]
+
+    def _reason(self, ref: JobRef, job: Any) -> str | None:
+        """Why it ended: what the job says itself, else Vertex's words and the last errors of its log."""
+        state = state_of(job)
+        if state == JobState.CANCELLED:
+            return "cancelled"
+        if state != JobState.FAILED:
+            return None
+        storage, said = self._storage_of(ref, job), job.error.message.strip() or "failed; see the log"
+        try:
+            if told := storage.get(f"{_output_key(ref.id)}{FAILURE}"):
+                return str(json.loads(told)["message"])
+            if _stopped_itself(storage.get(f"{_output_key(ref.id)}state.json")):
+                return STOPPED_ITSELF
+            google = self._google(ref.scope)
+            errors = logs.last_errors(google, _number(job), job.create_time, ERROR_LINES)
+        except (LaunchError, ValueError, LookupError, TypeError):  # its words are enough
+            return said
+        return " | ".join([said, *errors])
+
+    def _delete(self, google: Google, name: str, ref: JobRef) -> None:
+        """Delete the job and wait for it: the REST client would look for the operation at another address."""
+        doing = f"removing {ref.id}"
+        with google.errors(doing):
+            operation = google.jobs().delete_custom_job(name=name, retry=patience(), timeout=CALL_S).operation
+        until = time.monotonic() + REMOVED_S
+        while not operation.done and time.monotonic() < until:
+            time.sleep(REMOVAL_POLL_S)
+            if google.ask("vertex", f"v1/{operation.name}", doing).get("done"):
+                break
+        self._names.pop(ref, None)
+
+
+def scope_of(parent: str) -> str:
+    """`projects/P/locations/R` -> `R.P`: a region has no dot, a project may have some."""
+    match = PARENT.fullmatch(parent)
+    if match is None:
+        raise ConfigError(f"parent: {parent!r} is not projects/PROJECT/locations/REGION", "launch setup vertex")
+    return f"{match.group(2)}.{match.group(1)}"
+
+
+def _output_key(token: str) -> str:
+    return f"{ROOT}/jobs/{token}/output/"
+
+
+def _runs(events: bytes) -> int:
+    """Of an events.jsonl: how many starts have written in it."""
+    found = set()
+    for line in events.splitlines():
+        with contextlib.suppress(ValueError, LookupError, TypeError):  # torn by a crash
+            found.add(json.loads(line)["run"])
+    return len(found)
+
+
+def _stopped_itself(state: bytes | None) -> bool:
+    try:
+        return bool(json.loads(state or b"{}").get("state") == "stopped")
+    except (ValueError, AttributeError):
+        return False
+
+
+def _number(job: Any) -> str:
+    return str(job.name).rpartition("/")[2]

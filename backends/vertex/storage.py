@@ -1,0 +1,118 @@
+"""The backend's bucket in Cloud Storage; backends/storage.py says what lies where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import Any
+
+from backends.base import BundleFile
+from backends.storage import LARGE, ROOT, BundleStore, Count
+from backends.vertex.google import Google
+from launcher.errors import BackendError
+
+MOST_COMPOSED = 32
+"""https://cloud.google.com/storage/docs/composite-objects (2026-11-25)"""
+MOST_PARTS = 1000
+PIECE = 8 * 2**20
+
+
+class Storage(BundleStore):
+    """One bucket. `kms_key` encrypts what is written, where it is set."""
+
+    scheme = "gs"
+
+    def __init__(self, google: Google, bucket: str, kms_key: str | None = None) -> None:
+        super().__init__(bucket)
+        self._google = google
+        self._kms_key = kms_key
+
+    def put(self, key: str, content: bytes) -> None:
+        with self._google.errors(self.doing("writing", key)):
+            self._blob(key).upload_from_string(content, content_type="application/octet-stream")
+
+    def get(self, key: str) -> bytes | None:
+        from google.api_core.exceptions import NotFound
+
+        with self._google.errors(self.doing("reading", key)):
+            try:
+                content: bytes = self._blob(key).download_as_bytes()
+            except NotFound:
+                return None
+        return content
+
+    def version(self, key: str) -> int | None:
+        """A number that changes with the object; None where there is none."""
+        with self._google.errors(self.doing("looking at", key)):
+            found = self._bucket().get_blob(key)
+        return None if found is None else int(found.generation)
+
+    def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
+        with self._google.errors(self.doing("listing", prefix)):
+            for blob in self._google.storage().list_blobs(self.bucket, prefix=prefix):
+                yield blob.name, int(blob.size)
+
+    def remove(self, prefix: str) -> None:
+        from google.api_core.exceptions import NotFound
+
+        found = [key for key, _ in self.keys(prefix)]
+        with self._google.errors(self.doing("removing", prefix)):
+            for key in found:
+                try:
+                    self._blob(key).delete()
+                except NotFound:  # by an earlier try, whose answer was lost
+                    continue
+
+    def read_from(self, key: str, start: int) -> Iterator[bytes]:
+        with (
+            self._google.errors(self.doing("downloading", key)),
+            self._blob(key).open("rb", chunk_size=PIECE) as source,
+        ):
+            source.seek(start)
+            while piece := source.read(PIECE):
+                yield piece
+
+    def send_small(self, file: BundleFile, key: str) -> None:
+        content = self.source(file).read_bytes()
+        if sha256(content).hexdigest() != file.sha256:
+            raise BackendError(f"{file.path} has changed while it was packed", "the same command again")
+        self.put(key, content)  # compared with its CRC32C by both ends
+
+    def copy(self, other: str, key: str) -> None:
+        with self._google.errors(self.doing("copying", other)):
+            target, source = self._blob(key), self._blob(other)
+            token, _, _ = target.rewrite(source)
+            while token is not None:
+                token, _, _ = target.rewrite(source, token=token)
+
+    def send_parts(self, file: BundleFile, key: str, moved: Count) -> None:
+        """Parts under the file's hash, joined inside Cloud Storage when all are there."""
+        size = max(LARGE, math.ceil(file.size / MOST_PARTS))
+        home = f"{ROOT}/parts/{file.sha256}/{size}"
+        there = dict(self.keys(f"{home}/"))
+        names = []
+        with self.source(file).open("rb") as source:
+            for number in range(math.ceil(file.size / size)):
+                name, length = f"{home}/{number:05d}", min(size, file.size - number * size)
+                if there.get(name) != length:
+                    source.seek(number * size)
+                    self.put(name, source.read(length))
+                names.append(name)
+                moved.add(length)
+        self._join(names, key)
+        self.remove(f"{home}/")
+
+    def _join(self, names: list[str], key: str) -> None:
+        with self._google.errors(self.doing("joining", key)):
+            target = self._blob(key)
+            target.compose([self._blob(name) for name in names[:MOST_COMPOSED]])
+            step = MOST_COMPOSED - 1
+            for start in range(MOST_COMPOSED, len(names), step):
+                target.compose([target, *(self._blob(name) for name in names[start : start + step])])
+
+    def _bucket(self) -> Any:
+        return self._google.storage().bucket(self.bucket)
+
+    def _blob(self, key: str) -> Any:
+        return self._bucket().blob(key, kms_key_name=self._kms_key)

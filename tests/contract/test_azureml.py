@@ -1,0 +1,173 @@
+"""The backend contract on emulated Azure ML, with real training processes in the folders that it mounts."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends.azureml import AzureMLBackend
+from backends.azureml.azure import Azure, workspace_path
+from backends.azureml.storage import Storage
+from backends.base import Backend, Bundle, BundleFile, JobRef, Plan, Site
+from launcher.errors import CredentialsError, UnreachableError
+from launcher.testing import BackendContract
+from launcher.testing.jobs import Ran
+from tests.emulators.azureml.emulator import AzureMLEmulator
+
+pytestmark = [pytest.mark.train, pytest.mark.timeout(600)]
+
+
+class TestAzureML(BackendContract):
+    sdk = ("azure", "msal", "torch")
+    azure: AzureMLEmulator
+
+    @pytest.fixture(scope="class", autouse=True)
+    @classmethod
+    def subscription(cls, train_python: Path) -> Iterator[None]:
+        if problem := AzureMLEmulator.unavailable():
+            pytest.skip(problem)
+        with AzureMLEmulator(train_python, grace_s=60.0) as azure, pytest.MonkeyPatch.context() as patch:
+            for name, value in azure.environment.items():
+                patch.setenv(name, value)
+            cls.azure = azure
+            yield
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def ready(cls, tiny_model: Path) -> None:
+        cls.model = str(tiny_model)
+
+    def make_backend(self, home: Path) -> Backend:
+        return AzureMLBackend(home)
+
+    def site(self) -> Site:
+        facts = {
+            "subscription": self.azure.subscription, "resource_group": self.azure.group,
+            "workspace": self.azure.workspace, "key_vault": self.azure.vault, "identity": self.azure.identity,
+        }  # fmt: skip
+        return Site(backend="azureml", facts=facts, owner="anna")
+
+    @contextlib.contextmanager
+    def plant_secret(self, value: str) -> Iterator[None]:
+        self.make_backend(Path("unused")).put_secret(self.site(), self.secret, value)  # type: ignore[attr-defined]
+        yield
+
+    def in_place(self, backend: Backend, plan: Plan) -> Mapping[str, object]:
+        # The half of a bundle has the hash of the whole: it lies in the same place.
+        found = self.azure.blobs(f"finelaunch/bundles/{plan.bundle.sha256}/")
+        return {name: (path.stat().st_mtime_ns, path.stat().st_ino) for name, path in found.items()}
+
+    def damaged(self, request: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        nowhere = {**request["job"], "id": "/subscriptions/x/jobs/y"}
+        return [*super().damaged(request), {**request, "job": nowhere}]
+
+    def unknown_ref(self, backend: Backend) -> JobRef:
+        scope = f"{self.azure.subscription}:{self.azure.group}:{self.azure.workspace}"
+        return JobRef(backend.name, scope, "any")
+
+    def test_no_other_host_is_asked(self) -> None:
+        assert self.azure.strangers() == []
+
+    def test_a_large_file_goes_on_where_its_upload_broke_off_and_is_copied_into_the_next_bundle(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for module in ("backends.storage", "backends.azureml.storage"):
+            monkeypatch.setattr(f"{module}.LARGE", 1000)
+        content = random.Random(1).randbytes(3500)
+        (tmp_path / "large").write_bytes(content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        file = BundleFile(path="large", size=3500, sha256=sha256, source=tmp_path / "large")
+        self.azure.clear()
+        self.azure.fault("error", "PutBlock", times=100, skip=2)
+        with pytest.raises(UnreachableError), pytest.MonkeyPatch.context() as patch:
+            patch.setattr("backends.azureml.storage.ATTEMPTS", 0)
+            self._storage().put_bundle(Bundle(sha256="a" * 64, files=(file,)), "one", lambda line: None)
+        self.azure.clear()
+        storage = self._storage()
+        storage.put_bundle(Bundle(sha256="a" * 64, files=(file,)), "one", lambda line: None)
+        assert len(self.azure.calls("PutBlock")) == 2
+        storage.put_bundle(Bundle(sha256="b" * 64, files=(file,)), "two", lambda line: None)
+        assert len(self.azure.calls("PutBlock")) == 2
+        for bundle in ("a", "b"):
+            assert storage.get(f"finelaunch/bundles/{bundle * 64}/large") == content
+            storage.drop_bundle(bundle * 64, "one" if bundle == "a" else "two")
+        assert list(storage.keys("finelaunch/bundles/aaaa")) == list(storage.keys("finelaunch/uses/aaaa")) == []
+
+    def test_an_upload_that_hangs_is_given_up_and_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("backends.azureml.storage.READ_S", 0.5)
+        monkeypatch.setattr("backends.azureml.storage.ATTEMPTS", 0)
+        self.azure.fault("slow", "PutBlob", seconds=3)
+        with pytest.raises(UnreachableError, match="can't be reached") as problem:
+            self._storage().put("finelaunch/hangs", b"x")
+        assert problem.value.hint
+
+    def test_a_datastore_without_a_secret_takes_the_users_sign_in(self) -> None:
+        self.azure.clear()
+        self.azure.set(secrets="none")
+        storage = self._storage()
+        storage.put("finelaunch/keyless", b"x")
+        assert storage.get("finelaunch/keyless") == b"x"
+        storage.remove("finelaunch/keyless")
+        assert self.azure.calls("ListSecrets") == []
+        self.azure.clear()
+
+    def test_a_signature_that_has_ended_is_told_and_asked_for_anew(self) -> None:
+        self.azure.clear()
+        storage = self._storage()
+        storage.put("finelaunch/signed", b"x")
+        self.azure.expire()
+        with pytest.raises(CredentialsError):
+            storage.get("finelaunch/signed")
+        self.azure.login()
+        assert storage.get("finelaunch/signed") == b"x"
+        storage.remove("finelaunch/signed")
+
+    def test_a_log_that_is_written_anew_is_read_anew(self, succeeded: Ran) -> None:
+        path = self.azure.blob(f"ExperimentRun/dcid.{succeeded.ref.id}/user_logs/std_log.txt", "azureml")
+        whole = path.read_bytes()
+        try:
+            path.write_bytes(b"another machine\n")
+            found = list(self.make_backend(Path("unused")).logs(succeeded.ref, succeeded.lines[-1].cursor))
+            assert [line.text for line in found] == ["another machine"]
+        finally:
+            path.write_bytes(whole)
+
+    def test_what_the_workspace_lacks_is_found_with_its_fix(self, planned: Plan) -> None:
+        backend = self.make_backend(Path("unused"))
+        self.azure.clear()
+        facts = {**self.site().facts, "workspace": "elsewhere"}
+        (missing,) = backend.check(Site(backend="azureml", facts=facts))
+        assert "az ml workspace create --name elsewhere" in missing.fix
+        self.azure.deny("vault:*", "arm:ListUsages")
+        told = backend.check(self.site(), planned)
+        assert {problem.fatal for problem in told} == {False}
+        assert len(told) == 2
+        self.azure.clear()
+
+    def test_a_cluster_is_held_against_the_job(self, planned: Plan) -> None:
+        size = planned.offer.instance_type
+        self.azure.set(computes={"small": {"vmSize": size, "maxNodeCount": 0}, "other": {"vmSize": "Standard_D2"}})
+        backend = self.make_backend(Path("unused"))
+        told = {}
+        for name in ("small", "other", "none"):
+            site = dataclasses.replace(self.site(), facts={**self.site().facts, "compute": name})
+            request = backend.render(
+                planned.job, planned.offer, planned.bundle, site, planned.token, planned.lineage
+            )
+            plan = dataclasses.replace(planned, site=site, request=request)
+            told[name] = [p.what for p in backend.check(site, plan) if p.fatal and "secret" not in p.what]
+        self.azure.clear()
+        assert "0 machines at most" in told["small"][0]
+        assert "size Standard_D2" in told["other"][0]
+        assert "no compute none" in told["none"][0]
+
+    def _storage(self) -> Storage:
+        path = workspace_path(f"{self.azure.subscription}:{self.azure.group}:{self.azure.workspace}")
+        return Storage(Azure(), path, "workspaceblobstore")

@@ -1,0 +1,204 @@
+"""What the emulated subscription is like and what is wrong with it: settings, sign-ins, faults, denials."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import fnmatch
+import json
+import secrets
+import threading
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tests.emulators.faults import FAULTS, Fault, Interruption
+
+SUBSCRIPTION = "00000000-0000-0000-0000-000000000001"
+GROUP, WORKSPACE, REGION, ACCOUNT, VAULT = "fake-group", "fake-space", "eastus", "fakestore", "fakevault"
+TENANT = "22222222-2222-2222-2222-222222222222"
+IDENTITY = "44444444-4444-4444-4444-444444444444"
+"""Client id of the managed identity that jobs may have."""
+DEVELOPER = "developer"
+DATASTORES = {"workspaceblobstore": "azureml-blobstore", "workspaceartifactstore": "azureml"}
+"""Datastore -> its container."""
+PATH = (
+    f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers/Microsoft.MachineLearningServices"
+    f"/workspaces/{WORKSPACE}"
+)
+TOKEN_S = 3600
+MOST_CALLS = 20_000
+
+
+@dataclass(kw_only=True)
+class Settings:
+    """How this emulator is set; every time in seconds."""
+
+    folder: str
+    python: str
+    """The interpreter that images have."""
+    grace_s: float = 30
+    """Between SIGTERM and SIGKILL. How long Azure ML gives is not documented."""
+    pace_s: float = 0.05
+    """How long a state without work of its own lasts."""
+    secrets: str = "sas"
+    """What listSecrets answers: `sas`, or `none` for a datastore without credentials (the user's sign-in)."""
+    quotas: dict[str, int] = field(default_factory=dict)
+    """Family, or `low-priority` -> vCPUs; default: 1000."""
+    computes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Name -> {vmSize, vmPriority, maxNodeCount}."""
+    life_s: float = 1800
+    """After which the emulator ends itself, whatever happens."""
+
+
+class World:
+    """Shared by the server's threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._initial = copy.deepcopy(settings)
+        self.port = 0
+        self.authority = Path()
+        self.lock = threading.RLock()
+        self.closing = threading.Event()
+        self.calls: deque[dict[str, Any]] = deque(maxlen=MOST_CALLS)
+        self.hosts: set[str] = set()
+        """Names that the developer wanted to connect to and that are not emulated."""
+        self.faults: list[Fault] = []
+        self.plans: list[Interruption] = []
+        self.denied: set[str] = set()
+        self.no_capacity = False
+        self.logged_out = False
+        self.tokens: dict[str, tuple[str, str, float]] = {}
+        """Bearer token -> (who, audience, when it ends)."""
+        self.signatures: dict[str, str] = {}
+        """`sig` of a signed URL -> the permissions that it gives."""
+        self.vault: dict[str, list[str]] = {}
+        self.assets: dict[str, dict[str, dict[str, Any]]] = {
+            "codes": {},
+            "environments": {},
+            "data": {},
+            "models": {},
+        }
+        self.jobs: dict[str, Any] = {}
+        self.metadata: dict[str, dict[str, str]] = {}
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.settings.folder)
+
+    def container(self, name: str) -> Path:
+        """A container of the storage account: a folder, in which a mount is a folder, too."""
+        return self.folder / "blobs" / name
+
+    def located(self, uri: str) -> Path:
+        """The folder or file of azureml://.../datastores/NAME/paths/PATH, or of a blob's URL."""
+        if "datastores/" in uri:
+            store, _, path = uri.partition("datastores/")[2].partition("/")
+            return self.container(DATASTORES[store]) / path.removeprefix("paths/").strip("/")
+        container, _, path = uri.partition("core.windows.net/")[2].partition("/")
+        return self.container(container) / path.strip("/")
+
+    def new_token(self, who: str, audience: str) -> str:
+        """Three parts in base64, as a JWT has them; nobody but this emulator reads it."""
+        now = int(time.time())
+        claims = {"aud": audience, "iss": f"https://sts.windows.net/{TENANT}/", "nbf": now - 60,
+                  "exp": now + TOKEN_S, "oid": who, "tid": TENANT}  # fmt: skip
+        parts = [json.dumps(part).encode() for part in ({"alg": "none", "typ": "JWT"}, claims)]
+        parts.append(secrets.token_bytes(12))
+        token = ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
+        self.tokens[token] = (who, audience, time.time() + TOKEN_S)
+        return token
+
+    def holder(self, header: str | None, audience: str) -> str | None:
+        """Who sent this Authorization header, where it is good for the audience."""
+        who, meant, ends = self.tokens.get((header or "").removeprefix("Bearer "), ("", "", 0.0))
+        if not who or meant != audience or ends < time.time() or (who == DEVELOPER and self.logged_out):
+            return None
+        return who
+
+    def new_signature(self, permissions: str) -> str:
+        """The query of a signed URL."""
+        signature = secrets.token_urlsafe(24)
+        self.signatures[signature] = permissions
+        ends = datetime.fromtimestamp(time.time() + TOKEN_S, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return f"sv=2023-11-03&ss=b&srt=sco&sp={permissions}&se={ends.replace(':', '%3A')}&sig={signature}"
+
+    def is_denied(self, service: str, operation: str) -> bool:
+        return any(fnmatch.fnmatchcase(f"{service}:{operation}", pattern) for pattern in self.denied)
+
+    def fault_for(self, service: str, operation: str) -> Fault | None:
+        with self.lock:
+            return next((f for f in self.faults if f.takes(service, operation)), None)
+
+    def interruption_for(self, job: str, spot: bool) -> Interruption | None:
+        """The next planned one for this job, taken off the list."""
+        with self.lock:
+            for plan in self.plans:
+                if plan.job == job or (plan.job is None and spot):
+                    self.plans.remove(plan)
+                    return plan
+        return None
+
+    # What the control surface asks for; every answer is JSON.
+
+    def do_fault(self, **fault: Any) -> None:
+        made = Fault(**fault)
+        if made.kind not in FAULTS:
+            raise ValueError(f"{made.kind} is none of {', '.join(FAULTS)}")
+        with self.lock:
+            self.faults.append(made)
+
+    def do_deny(self, patterns: list[str]) -> None:
+        self.denied |= set(patterns)
+
+    def do_expire(self) -> None:
+        self.logged_out = True
+        self.signatures.clear()
+
+    def do_login(self) -> None:
+        self.logged_out = False
+
+    def do_capacity(self, available: bool) -> None:
+        self.no_capacity = not available
+
+    def do_interrupt(self, **plan: Any) -> None:
+        with self.lock:
+            self.plans.append(Interruption(**plan))
+
+    def do_clear(self) -> None:
+        """A sound subscription again; planned interruptions and calls are forgotten too."""
+        vars(self.settings).update(vars(copy.deepcopy(self._initial)))
+        with self.lock:
+            self.faults.clear()
+            self.plans.clear()
+            self.calls.clear()
+        self.denied.clear()
+        self.no_capacity = self.logged_out = False
+
+    def do_calls(self) -> list[dict[str, Any]]:
+        return list(self.calls)
+
+    def do_strangers(self) -> list[str]:
+        return sorted(self.hosts)
+
+    def do_jobs(self) -> list[str]:
+        return list(self.jobs)
+
+    def do_attempts(self, job: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.jobs[job].attempts
+        return found
+
+    def do_settings(self, **changed: Any) -> dict[str, Any]:
+        for name, value in changed.items():
+            if not hasattr(self.settings, name):
+                raise ValueError(f"no setting {name}")
+            setattr(self.settings, name, value)
+        return asdict(self.settings)
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,0 +1,198 @@
+"""Where the Vertex backend sends requests, how it reads Google's states and logs, and what its errors become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from google.api_core import exceptions as g
+from google.auth import exceptions as a
+from google.cloud.aiplatform_v1 import CustomJob, JobState
+
+from backends.base import JobState as State
+from backends.vertex import VertexBackend, logs
+from backends.vertex.google import PLACES, Google, endpoint, in_words, is_passing
+from backends.vertex.jobs import scope_of
+from backends.vertex.states import STATES, status_of
+from launcher.errors import (
+    BackendError,
+    ConfigError,
+    CredentialsError,
+    JobNotFoundError,
+    LaunchError,
+    QuotaError,
+    UnreachableError,
+)
+from tests.loopback import Loopback
+
+QUOTA = "The following quotas are exceeded: custom_model_training_nvidia_l4_gpus"
+
+
+@pytest.mark.parametrize("service", sorted(PLACES))
+def test_nothing_leaves_this_machine_without_tls(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    variable, _ = PLACES[service]
+    monkeypatch.delenv(variable, raising=False)
+    assert endpoint(service, region="us-central1", host="x").startswith("https://")
+    monkeypatch.setenv(variable, "http://127.0.0.1:9/")
+    assert endpoint(service) == "http://127.0.0.1:9"
+    monkeypatch.setenv(variable, "https://proxy.example.com")
+    assert endpoint(service) == "https://proxy.example.com"
+    for far in ("http://192.0.2.1", "192.0.2.1:80", "http://127.0.0.1.example.com"):
+        monkeypatch.setenv(variable, far)
+        with pytest.raises(ConfigError, match=variable) as refusal:
+            endpoint(service)
+        assert refusal.value.hint
+
+
+def test_an_address_on_this_machine_gets_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Loopback()
+    try:
+        server.answers["/v2/entries:list"] = (200, {"entries": []})
+        monkeypatch.setenv("LAUNCH_LOGGING_ENDPOINT", server.url)
+        assert Google("p", "us-central1").ask("logging", "v2/entries:list", "reading", {"filter": ""}) == {
+            "entries": []
+        }
+        ((_, _, headers, _),) = server.seen
+        assert "authorization" not in headers
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    ("exc", "kind", "again"),
+    [
+        (g.Unauthorized("no"), CredentialsError, False),
+        (a.RefreshError("expired"), CredentialsError, False),
+        (a.DefaultCredentialsError("none"), CredentialsError, False),
+        (g.Forbidden("denied"), BackendError, False),
+        (g.NotFound("none"), JobNotFoundError, False),
+        (g.TooManyRequests(QUOTA), QuotaError, False),
+        (g.TooManyRequests("Requests per minute"), UnreachableError, True),
+        (g.ServiceUnavailable("busy"), UnreachableError, True),
+        (g.InternalServerError("broken"), UnreachableError, True),
+        (g.BadRequest("unknown field"), BackendError, False),
+        (g.RetryError("gave up", g.ServiceUnavailable("busy")), UnreachableError, False),
+        (requests.ConnectionError("reset"), UnreachableError, True),
+        (requests.exceptions.ChunkedEncodingError("cut"), UnreachableError, True),
+        (a.TransportError("no route"), UnreachableError, True),
+        (ConnectionResetError("reset"), UnreachableError, True),
+    ],
+    ids=lambda value: repr(value)[:50],
+)
+def test_googles_errors_in_words(exc: Exception, kind: type[LaunchError], again: bool) -> None:
+    found = in_words(exc, "looking at a job", "my-project")
+    assert type(found) is kind
+    assert "looking at a job" in found.message and found.hint
+    assert is_passing(exc) is again
+
+
+def test_an_error_of_this_programs_own_is_no_error_of_googles() -> None:
+    assert in_words(KeyError("x"), "looking", "p") is None
+
+
+def test_a_service_that_is_not_enabled_is_told_with_its_command() -> None:
+    found = in_words(g.Forbidden("Vertex AI API has not been used in project 1 before"), "starting", "my-project")
+    assert found is not None and "gcloud services enable" in (found.hint or "")
+
+
+def test_every_state_of_googles_has_one_of_ours() -> None:
+    assert {state.name for state in JobState} == set(STATES)
+
+
+START = datetime(2026, 11, 25, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("state", "started", "starts", "ours", "interruptions"),
+    [
+        ("PENDING", False, 0, State.STARTING, 0),
+        ("QUEUED", False, 0, State.QUEUED, 0),
+        ("RUNNING", True, 1, State.RUNNING, 0),
+        ("PENDING", True, 1, State.STARTING, 1),
+        ("QUEUED", True, 0, State.QUEUED, 1),
+        ("RUNNING", True, 2, State.RUNNING, 1),
+        ("SUCCEEDED", True, 3, State.SUCCEEDED, 2),
+        ("CANCELLED", False, 0, State.CANCELLED, 0),
+    ],
+)
+def test_a_job_that_waits_after_it_has_run_was_interrupted(
+    state: str, started: bool, starts: int, ours: State, interruptions: int
+) -> None:
+    times: dict[str, Any] = {"start_time": START} if started else {}
+    job = CustomJob(state=f"JOB_STATE_{state}", end_time=START, **times)
+    found = status_of(job, "https://x", starts, None)
+    assert (found.state, found.interruptions) == (ours, interruptions)
+    assert (found.ended is not None) is ours.terminal
+
+
+def test_a_reference_holds_project_and_region() -> None:
+    assert scope_of("projects/example.com:p/locations/us-central1") == "us-central1.example.com:p"
+
+
+# The log
+
+
+@pytest.fixture
+def logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
+    server = Loopback()
+    monkeypatch.setenv("LAUNCH_LOGGING_ENDPOINT", server.url)
+    yield server
+    server.close()
+
+
+def entry(number: int, second: float, text: str | None = None) -> dict[str, Any]:
+    return {
+        "insertId": f"i{number}", "timestamp": f"2026-11-25T07:00:{second:012.9f}Z", "severity": "INFO",
+        "textPayload": text or f"line {number}", "resource": {"labels": {"task_name": "workerpool0-0"}},
+    }  # fmt: skip
+
+
+def read(cursor: str | None = None) -> list[Any]:
+    return list(logs.lines(Google("p", "us-central1"), "42", START, cursor))
+
+
+def test_a_line_that_arrives_late_is_read_once_and_none_is_lost(logging: Loopback) -> None:
+    early, late, last = entry(1, 1.5), entry(2, 1.25), entry(3, 30)
+    logging.answers["/v2/entries:list"] = (200, {"entries": [early]})
+    (first,) = read()
+    logging.answers["/v2/entries:list"] = (200, {"entries": [late, early, last]})
+    assert [line.text for line in read(first.cursor)] == ["line 2", "line 3"]
+    assert [line.text for line in read()] == ["line 2", "line 1", "line 3"]
+
+
+def test_equal_times_are_told_apart(logging: Loopback) -> None:
+    logging.answers["/v2/entries:list"] = (200, {"entries": [entry(n, 1) for n in range(5)]})
+    found = read()
+    assert len({line.cursor for line in found}) == 5
+    for index, line in enumerate(found):
+        assert [other.text for other in read(line.cursor)] == [other.text for other in found[index + 1 :]]
+
+
+def test_every_page_is_read(logging: Loopback) -> None:
+    logging.first["/v2/entries:list"] = [(200, {"entries": [entry(1, 1)], "nextPageToken": "more"})]
+    logging.answers["/v2/entries:list"] = (200, {"entries": [entry(2, 2)]})
+    assert [line.text for line in read()] == ["line 1", "line 2"]
+    assert b'"pageToken": "more"' in logging.seen[1][3]
+
+
+def test_a_line_is_one_line_from_either_field(logging: Loopback) -> None:
+    other = {**entry(2, 2), "jsonPayload": {"message": "a\nb\n"}}
+    logging.answers["/v2/entries:list"] = (200, {"entries": [entry(1, 1, "text\r\n"), other]})
+    assert [line.text for line in read()] == ["text", "a\\nb"]
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "[]", "[1]", '["a", {}]', "[1, 2]"])
+def test_another_logs_cursor_is_refused(cursor: str) -> None:
+    with pytest.raises(ConfigError, match="cursor"):
+        list(logs.lines(Google("p", "us-central1"), "42", START, cursor))
+
+
+def test_a_secret_is_not_stored_before_the_project_is_known(tmp_path: Path) -> None:
+    from backends.base import Site
+
+    with pytest.raises(ConfigError, match="project"):
+        VertexBackend(tmp_path).put_secret(Site(backend="vertex"), "TOKEN", "value")
