@@ -100,7 +100,9 @@ def _inside(python: str, overlay: str, arguments: list[str]) -> int:
     rest = [a for a in chosen if not a.startswith("tests/train")]
     codes = []
     if any(not a.startswith("-") for a in rest):
-        command = [sys.executable, "-m", "pytest", *rest, "--ignore", "tests/train"]
+        # A worker a core; what shares an emulator stays together.
+        spread = [] if arguments else ["-n", "auto", "--dist", "loadscope", "--durations", "15"]
+        command = [sys.executable, "-m", "pytest", *spread, *rest, "--ignore", "tests/train"]
         codes.append(subprocess.run(command, cwd=ROOT, env=env, check=False).returncode)
     if any(not a.startswith("-") for a in train):
         paths = ["tests/train" if a == "tests" else a for a in train]
