@@ -65,6 +65,8 @@ class JobStatus:
     url: str | None = None
     billable_s: float | None = None
     """Seconds that the vendor bills for each of the job's machines, once it says so."""
+    machine: str | None = None
+    """The instance type that the job got, where the vendor chose one of several."""
 
 
 @dataclass(frozen=True)

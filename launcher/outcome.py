@@ -77,6 +77,7 @@ def describe(record: JobRecord) -> dict[str, Any]:
         "resumes": record.resumes,
         "folder": record.folder,
         "url": record.url,
+        "machine": record.machine,
         "model": record.spec["model"]["id"],
         "task": record.spec["task"],
         "data": dict(record.data),

@@ -136,4 +136,5 @@ def estimate_json(plan: Plan) -> dict[str, Any]:
     money: dict[str, Any] = {k: None if values[k] is None else str(values[k]) for k in ("low", "expected", "high")}
     hourly = plan.offer.hourly
     money["hourly"] = None if hourly is None else str(hourly)
+    money["instance_type"] = plan.offer.instance_type
     return {**money, "assumptions": list(values["assumptions"]), "missing": list(values["missing"])}

@@ -49,6 +49,7 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE jobs ADD COLUMN owner TEXT;
     ALTER TABLE jobs ADD COLUMN url TEXT;
     ALTER TABLE jobs ADD COLUMN billable_s REAL;
+    ALTER TABLE jobs ADD COLUMN machine TEXT;
     ALTER TABLE jobs ADD COLUMN drained INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE jobs ADD COLUMN released INTEGER NOT NULL DEFAULT 0;
     """,
@@ -82,6 +83,7 @@ class JobRecord:
     owner: str | None = None
     url: str | None = None
     billable_s: float | None = None
+    machine: str | None = None
     drained: int = 0
     """1 when the log of a job that is over has been read to its end."""
     released: int = 0
@@ -98,7 +100,7 @@ class JobRecord:
 
 _COLUMNS = (
     "id", "name", "backend", "ref", "state", "reason", "created", "started", "ended", "interruptions", "lineage",
-    "resumes", "folder", "bundle_sha256", "cursor", "submitter", "owner", "url", "billable_s",
+    "resumes", "folder", "bundle_sha256", "cursor", "submitter", "owner", "url", "billable_s", "machine",
     "drained", "released", "spec", "data", "estimate",
 )  # fmt: skip
 _JSON = ("spec", "data", "estimate")
@@ -315,7 +317,8 @@ def _cost(values: Mapping[str, Any]) -> str | None:
     if values["backend"] == "local":
         return "0"
     hourly = values["estimate"].get("hourly")
-    if hourly is None or values["billable_s"] is None:
+    other = values["machine"] not in (None, values["estimate"].get("instance_type"))  # at another rate
+    if hourly is None or values["billable_s"] is None or other:
         return None
     return str(round(Decimal(hourly) * Decimal(values["billable_s"]) / 3600, 2))
 

@@ -70,6 +70,7 @@ def status_of(job: Mapping[str, Any], url: str) -> JobStatus:
         interruptions=interruptions(transitions),
         url=url,
         billable_s=job.get("BillableTimeInSeconds"),
+        machine=(job.get("ResourceConfig") or {}).get("SelectedInstanceType"),
     )
 
 
@@ -78,11 +79,6 @@ def interruptions(transitions: Sequence[Mapping[str, Any]]) -> int:
     names = [str(transition["Status"]) for transition in transitions]
     again = sum(name == "Restarting" and (i == 0 or names[i - 1] != "Interrupted") for i, name in enumerate(names))
     return names.count("Interrupted") + again
-
-
-def out_of_capacity(reason: str | None) -> bool:
-    """Is this SageMaker's word for having no such instance now?"""
-    return reason is not None and reason.startswith("CapacityError")
 
 
 def _detail(secondary: str, transitions: Sequence[Mapping[str, Any]]) -> str:

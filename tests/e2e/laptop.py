@@ -27,11 +27,11 @@ class UsersMachine:
         }  # fmt: skip
 
     def launch(
-        self, *args: str, cwd: Path | None = None, timeout: float = 300
+        self, *args: str, cwd: Path | None = None, timeout: float = 300, said: str = ""
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "launcher.cli", *args], cwd=cwd or self.folder, env={**os.environ, **self.env},
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False,
+            input=said, capture_output=True, text=True, timeout=timeout, check=False,
         )  # fmt: skip
 
     def start(self, *args: str, cwd: Path | None = None) -> subprocess.Popen[str]:

@@ -245,6 +245,35 @@ def test_what_the_account_lacks_is_told_before_anything_is_sent(anna: Laptop, ti
     assert json.loads(anna.launch("list", "--json").stdout) == []
 
 
+def test_where_there_is_no_capacity_the_next_machine_of_the_list_is_taken(anna: Laptop, tiny_model: Path) -> None:
+    anna.aws.capacity("ml.g6.2xlarge", available=False)
+    done = ran(anna, tiny_model, "--set", "resources.fallback=[ml.g6.4xlarge]", *QUICK)
+    assert done.returncode == 0, done.stderr
+    job = events(done)[-1]
+    assert (job["state"], job["machine"]) == ("SUCCEEDED", "ml.g6.4xlarge")
+    assert job["actual"]["cost"] is None  # the estimate's rate was the other one's
+
+
+def test_a_secret_is_put_from_standard_input_and_never_shown(anna: Laptop) -> None:
+    done = anna.launch("secrets", "put", "HF_TOKEN", "--backend", "sagemaker", said="planted-value\n")
+    assert done.returncode == 0, done.stderr
+    assert "planted-value" not in done.stdout + done.stderr
+    kept = anna.aws.client("secretsmanager").get_secret_value(SecretId="HF_TOKEN")
+    assert kept["SecretString"] == "planted-value"
+    assert anna.launch("secrets", "put", "not a name", "--backend", "sagemaker", said="x").returncode == 2
+    assert anna.launch("secrets", "put", "HF_TOKEN", "--backend", "skypilot", said="x").returncode == 2
+
+
+def test_what_is_old_enough_is_released(anna: Laptop, tiny_model: Path) -> None:
+    done = ran(anna, tiny_model, *QUICK)
+    job = events(done)[-1]["id"]
+    assert anna.launch("release", "--older-than", "1d", "--yes").stdout == "nothing to remove\n"
+    assert anna.launch("release", "--older-than", "0h", "--yes").returncode == 0
+    assert job not in anna.jobs_at_aws()
+    assert anna.launch("release", "--older-than", "soon").returncode == 2
+    assert anna.show(job)["state"] == "SUCCEEDED"
+
+
 def test_late_lines_are_waited_for(anna: Laptop, tiny_model: Path) -> None:
     anna.aws.set(log_delay_s=4.0)
     try:

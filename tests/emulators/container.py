@@ -90,7 +90,8 @@ class Host:
         spec = {
             "hostname": self.name, "stage": str(self.folder / "stage"), "cwd": self.cwd,
             "mounts": {str(folder): place for folder, place in self.mounts.items()}, "fuse": list(fuse),
-            "hosts": str(self.folder / "hosts"), "folder": str(self.folder), "command": list(command),
+            "hosts": str(self.folder / "hosts"), "tmp": str(self.folder / "tmp"), "command": list(command),
+            "needed": [str(self.folder), python, sys.executable, os.environ.get("LAUNCH_CACHE_DIR", "")],
             "env": {
                 "PATH": path, "HOME": str(self.folder / "home"), "HOSTNAME": self.name, "LANG": "C.UTF-8", **env,
             },

@@ -21,7 +21,7 @@ def main(spec_file: str) -> None:
         _cover(Path(spec["stage"]), source, Path(place))
     if spec["fuse"]:
         _tell_of_fuse(Path(spec["stage"]).with_name("mounts"), spec["fuse"])
-    _cover_tmp(Path(spec["folder"]))
+    _cover_tmp(Path(spec["tmp"]), spec["needed"])
     os.chdir(spec["cwd"])
     os.closerange(3, 256)  # the namespace was handed down by its number
     command, env = spec["command"], spec["env"]
@@ -63,13 +63,16 @@ def _tell_of_fuse(file: Path, places: list[str]) -> None:
     mount("--bind", str(file), "/proc/1/mounts")
 
 
-def _cover_tmp(folder: Path) -> None:
+def _cover_tmp(own: Path, needed: list[str]) -> None:
     """A /tmp of the host's own; what the host is made of stays visible where it lies below the real one."""
-    own = folder / "tmp"
-    if folder.is_relative_to("/tmp"):
-        again = own / folder.relative_to("/tmp")
-        again.mkdir(parents=True)
-        mount("--rbind", str(folder), str(again))
+    for path in needed:
+        parts = Path(path).parts
+        if parts[:2] != ("/", "tmp") or len(parts) < 3:
+            continue
+        again = own / parts[2]
+        if not again.exists():
+            again.mkdir()
+            mount("--rbind", f"/tmp/{parts[2]}", str(again))
     mount("--rbind", str(own), "/tmp")
 
 

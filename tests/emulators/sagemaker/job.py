@@ -39,6 +39,8 @@ class TrainingJob:
         """The access key id that stands for the job's role."""
         self.name: str = request["TrainingJobName"]
         self.arn = f"arn:aws:sagemaker:{region}:{account}:training-job/{self.name}"
+        self.types = preferred(request)
+        """Instance types in the order in which they are tried; the first is the one that is tried or used."""
         self.tags: list[dict[str, str]] = [dict(tag) for tag in request.get("Tags", [])]
         self.created = self.modified = now()
         self.started: datetime | None = None
@@ -61,7 +63,7 @@ class TrainingJob:
 
     @property
     def instance_type(self) -> str:
-        return str(self.request["ResourceConfig"]["InstanceType"])
+        return self.types[0]
 
     @property
     def instances(self) -> int:
@@ -116,6 +118,9 @@ class TrainingJob:
                 "CreationTime": self.created, "LastModifiedTime": self.modified,
                 "SecondaryStatusTransitions": [dict(t) for t in self.transitions],
             }  # fmt: skip
+            if "InstancePreferences" in self.request["ResourceConfig"] and self.attempts:
+                selected = {"SelectedInstanceType": self.types[0], "SelectedInstanceCount": self.instances}
+                told["ResourceConfig"] = {**self.request["ResourceConfig"], **selected}
             if self.started is not None:
                 told["TrainingStartTime"] = self.started
             if self.ended is not None and self.started is not None:
@@ -138,3 +143,10 @@ class TrainingJob:
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+def preferred(request: Mapping[str, Any]) -> list[str]:
+    """The instance types that a request would do with, in their order."""
+    resources = request["ResourceConfig"]
+    listed = [one["InstanceType"] for one in resources.get("InstancePreferences", ())]
+    return [str(kind) for kind in (resources.get("InstanceType"), *listed) if kind]

@@ -102,6 +102,9 @@ class Life(threading.Thread):
         """None when there are instances, else why there never were any."""
         tried = time.monotonic()
         while self.job.instance_type in self.world.no_capacity:
+            if len(self.job.types) > 1:  # InstancePreferences: the next one in the list
+                self.job.types.pop(0)
+                continue
             message = "Insufficient capacity error from EC2 while launching instances, retrying!"
             self.job.enter("Starting", message)
             if (ended := self.over(0)) is not None:

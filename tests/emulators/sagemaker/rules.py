@@ -16,7 +16,7 @@ import botocore.session
 from moto.core.exceptions import ServiceException
 from moto.iam.models import iam_backends
 
-from tests.emulators.sagemaker.job import TrainingJob
+from tests.emulators.sagemaker.job import TrainingJob, preferred
 from tests.emulators.sagemaker.storage import Storage
 from tests.emulators.sagemaker.world import DEVELOPER, World, quota_name
 
@@ -131,8 +131,12 @@ def check_fields(request: Mapping[str, Any]) -> None:
 def _check_emulated(request: Mapping[str, Any]) -> None:
     """What is real and not emulated is refused, lest a test passes without it."""
     resources = request.get("ResourceConfig", {})
-    if not resources.get("InstanceType") or not resources.get("InstanceCount"):
-        invalid("not emulated: a job without ResourceConfig.InstanceType and InstanceCount")
+    if not preferred(request) or not resources.get("InstanceCount"):
+        invalid("not emulated: a job without an instance type and ResourceConfig.InstanceCount")
+    if "InstancePreferences" in resources and (
+        "InstanceType" in resources or request.get("EnableManagedSpotTraining")
+    ):
+        invalid("InstancePreferences can't be specified with InstanceType or EnableManagedSpotTraining")
     if not request["AlgorithmSpecification"].get("TrainingImage"):
         invalid("not emulated: AlgorithmName")
     modes = [request["AlgorithmSpecification"]["TrainingInputMode"]]
@@ -190,7 +194,12 @@ def check_image(world: World, request: Mapping[str, Any]) -> None:
 def check_quota(world: World, request: Mapping[str, Any], region: str, jobs: list[TrainingJob]) -> None:
     """Instances that run already count."""
     wanted = request["ResourceConfig"]["InstanceCount"]
-    kind, spot = request["ResourceConfig"]["InstanceType"], bool(request.get("EnableManagedSpotTraining"))
+    spot = bool(request.get("EnableManagedSpotTraining"))
+    for kind in preferred(request):
+        _check_one_quota(world, kind, wanted, spot, jobs)
+
+
+def _check_one_quota(world: World, kind: str, wanted: int, spot: bool, jobs: list[TrainingJob]) -> None:
     used = sum(j.instances for j in jobs if j.instance_type == kind and j.spot == spot and not j.done)
     limit = world.quota(kind, spot)
     if used + wanted > limit:
