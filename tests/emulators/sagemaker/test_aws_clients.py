@@ -49,7 +49,7 @@ def sdk_python() -> Path:
 @pytest.fixture
 def images(account: Account, sdk_python: Path) -> Account:
     account.aws.set(images={"*/aws-clients:*": str(sdk_python)}, grace_s=2.0)
-    account.put("rows/a.jsonl", "{}")
+    account.put("clients-rows/a.jsonl", "{}")
     return account
 
 
@@ -101,7 +101,7 @@ def _toolkit_job(account: Account, **hyper: Any) -> str:
     request["AlgorithmSpecification"] = {"TrainingImage": IMAGE, "TrainingInputMode": "File"}
     request["ResourceConfig"]["InstanceCount"] = 2
     request["InputDataConfig"][0]["ChannelName"] = "rows"
-    request["InputDataConfig"][0]["DataSource"]["S3DataSource"]["S3Uri"] = f"s3://{account.bucket}/rows"
+    request["InputDataConfig"][0]["DataSource"]["S3DataSource"]["S3Uri"] = f"s3://{account.bucket}/clients-rows"
     account.aws.client("sagemaker").create_training_job(**request)
     return str(request["TrainingJobName"])
 

@@ -41,7 +41,7 @@ def told(job: TrainingJob) -> dict[str, Any]:
 
 
 def main() -> None:
-    rows = [InputData(channel_name="rows", data_source=f"s3://{BUCKET}/rows")]
+    rows = [InputData(channel_name="rows", data_source=f"s3://{BUCKET}/clients-rows")]
     good = trainer("good", lr=0.1)
     good.train(input_data_config=rows, wait=True, logs=True)
     others = {"bad": trainer("bad", exit=3), "spot": trainer("spot", spot=True, steps=20),
