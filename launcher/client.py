@@ -52,7 +52,7 @@ from launcher.planning import (
     with_dry_run,
 )
 from launcher.rehearsal import Rehearsed, rehearse
-from launcher.site import load_site
+from launcher.site import how_to_set, load_site
 from launcher.spec import JobSpec
 from launcher.store import SUBMITTING, JobRecord, Store
 
@@ -309,9 +309,8 @@ class Client:
         unset = [fact.name for fact in target.facts if fact.required and not site.get(fact.name)]
         problems = []
         if unset:
-            options = " ".join(f"--{name} ..." for name in unset)
             what = f"not set up: {', '.join(unset)}"
-            problems.append(Problem(what=what, fix=f"launch setup {target.name} {options}"))
+            problems.append(Problem(what=what, fix=how_to_set(target.name, unset)))
         return [*problems, *target.check(site)]
 
     def _look_up(self, key: str | None) -> JobRecord:

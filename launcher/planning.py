@@ -21,7 +21,7 @@ from launcher.errors import (
     UnreachableError,
 )
 from launcher.prices import known_prices
-from launcher.site import load_site
+from launcher.site import how_to_set, load_site
 from launcher.spec import JobSpec
 
 DRY_RUN_STEPS = 5
@@ -117,10 +117,7 @@ def refuse_unset_facts(plan: Plan) -> None:
     unset = [fact for _, fact in placeholders(plan.request)]
     if unset:
         backend = plan.offer.backend
-        options = " ".join(f"--{name} ..." for name in unset)
-        raise ConfigError(
-            f"backend {backend} is not set up: {', '.join(unset)}", f"launch setup {backend} {options}"
-        )
+        raise ConfigError(f"backend {backend} is not set up: {', '.join(unset)}", how_to_set(backend, unset))
 
 
 def with_dry_run(job: JobSpec) -> JobSpec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -44,6 +44,11 @@ def _owner() -> str | None:
         return os.environ.get("LAUNCH_OWNER") or getpass.getuser()
     except (OSError, KeyError):  # a user without a name, as in some containers
         return None
+
+
+def how_to_set(backend: str, facts: Iterable[str]) -> str:
+    """What to type to tell `facts`."""
+    return " ".join([f"launch setup {backend}", *(f"--{fact.replace('_', '-')} ..." for fact in facts)])
 
 
 def save_site(backend: str, values: Mapping[str, str]) -> Path:

@@ -47,6 +47,6 @@ def advice(known: Mapping[str, str]) -> str:
             f"docker build -f docker/Dockerfile -t {repository}/train:1 . && docker push {repository}/train:1",
         ])),
         ("then", f"launch setup vertex --project {project} --region {region} --bucket {bucket} "
-         f"--service_account {account} --image {known.get('image', f'{repository}/train:1')}"),
+         f"--service-account {account} --image {known.get('image', f'{repository}/train:1')}"),
     ]  # fmt: skip
     return "\n\n".join(f"# {title}\n{text}" for title, text in parts)

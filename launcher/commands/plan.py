@@ -58,6 +58,7 @@ def _describe(planned: Planned) -> dict[str, Any]:
 
 def _show(client: Client, planned: Planned, job_file: Path) -> None:
     from launcher import screen
+    from launcher.site import how_to_set
 
     where = "" if job_file == Path(options.DEFAULT_JOB_FILE) else f" {job_file}"
     console = screen.out()
@@ -72,9 +73,8 @@ def _show(client: Client, planned: Planned, job_file: Path) -> None:
         console.print(f"not checked against the vendor's model: {hint}", style="yellow", markup=False)
     name = planned.plan.offer.backend
     if unset := _unset(planned):
-        said = " ".join(f"--{fact.replace('_', '-')} ..." for fact in unset)
         console.print(f"not set yet: {', '.join(unset)}", style="yellow")
-        console.print(f"  launch setup {name} {said}", soft_wrap=True)
+        console.print(f"  {how_to_set(name, unset)}", soft_wrap=True)
     elif client.can_submit(name):
         console.print(f"the job is good: launch run{where} starts it", style="green", soft_wrap=True)
     console.print(f"the request itself: launch plan{where} --json", style="dim", soft_wrap=True)
