@@ -12,7 +12,10 @@ from launcher.errors import CapacityError, UnsupportedError
 from launcher.spec import Resources
 
 SCARCE = "Google recommends spot or a reservation for this machine"
-SMALL_A3 = "third parties report this size as spot or flex-start only (2025-08): on-demand capacity may never come"
+SMALL_A3 = (
+    "third parties report this size as spot or flex-start only (2025-08): on-demand capacity may never come; "
+    "resources.spot or resources.max_wait_hours (FLEX_START) asks for those"
+)
 
 
 @dataclass(frozen=True)
