@@ -67,6 +67,8 @@ class JobStatus:
     """Seconds that the vendor bills for each of the job's machines, once it says so."""
     machine: str | None = None
     """The instance type that the job got, where the vendor chose one of several."""
+    preempted: bool = False
+    """True of a job that failed because its spot capacity was taken, and that its vendor won't start again."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,8 @@ class Capabilities:
     regions: bool = True
     wait_for_capacity: bool = True
     fallback: bool = False
+    resubmits: bool = False
+    """Its vendor may end a spot job instead of starting it again; whoever follows the job then submits it anew."""
     secrets: bool = True
     image: bool = True
     offline: bool = True

@@ -19,6 +19,7 @@ def refuse_unsupported(job: JobSpec, backend: str, can: Capabilities) -> None:
         ("resources.nodes", wanted.nodes > 1, can.multi_node, "1"),
         ("resources.region", wanted.region is not None, can.regions, "null"),
         ("resources.max_wait_hours", wanted.max_wait_hours is not None, can.wait_for_capacity, "null"),
+        ("resources.resubmits", wanted.resubmits is not None, can.resubmits, "null"),
         ("resources.fallback", bool(wanted.fallback), can.fallback, "[]"),
         ("resources.image", wanted.image is not None, can.image, "null"),
         ("resources.offline", wanted.offline, can.offline, "false"),

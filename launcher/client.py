@@ -18,7 +18,6 @@ from backends.base import (
     Bundle,
     JobRef,
     JobState,
-    JobStatus,
     LogLine,
     Plan,
     Problem,
@@ -30,7 +29,7 @@ from backends.base import (
 from backends.registry import BUILTIN
 from launcher import wheelhouse
 from launcher.bundle import build_bundle
-from launcher.data.check import DataReport, check_data
+from launcher.data.check import check_data
 from launcher.discovery import Discovery
 from launcher.errors import (
     ConfigError,
@@ -40,7 +39,7 @@ from launcher.errors import (
 )
 from launcher.events import Event
 from launcher.home import cache
-from launcher.observing import Observer, Trouble
+from launcher.observing import Item, Observer, Resubmitted
 from launcher.planning import (
     Planned,
     check,
@@ -52,6 +51,7 @@ from launcher.planning import (
     with_dry_run,
 )
 from launcher.rehearsal import Rehearsed, rehearse
+from launcher.resuming import Resuming, most_resubmits
 from launcher.site import how_to_set, load_site
 from launcher.spec import JobSpec
 from launcher.store import SUBMITTING, JobRecord, Store
@@ -66,6 +66,7 @@ class Client:
         self._backends: dict[str, Backend] = {}
         self._observer = Observer(self._store, self._backend)
         self._discovery = Discovery(self._store, self._backend, self._site)
+        self._resuming = Resuming(self._store, self._backend, self.refresh, self.submit)
 
     def plan(
         self, job: JobSpec, folder: Path, backend: str | None = None, dry_run: bool = False,
@@ -111,7 +112,9 @@ class Client:
         refuse_unset_facts(plan)
         target.validate(plan.request)
 
-    def submit(self, planned: Planned, progress: Progress, resumes: JobRecord | None = None) -> JobRecord:
+    def submit(
+        self, planned: Planned, progress: Progress, resumes: JobRecord | None = None, resubmits: int = 0
+    ) -> JobRecord:
         """Record the job, then put it in place and start it. The record is there before anything is sent."""
         plan = planned.plan
         target = self._backend(plan.offer.backend)
@@ -131,6 +134,7 @@ class Client:
                 data=planned.data.as_dict() if planned.data else {},
                 estimate=estimate_json(plan),
                 resumes=resumes.id if resumes else None,
+                resubmits=resubmits,
                 submitter=_this_process(),
                 owner=plan.site.owner,
             )
@@ -150,7 +154,8 @@ class Client:
             if self._discovery.adopt(plan.job, plan.offer.backend, plan.site, plan.token):
                 return
         except LaunchError:
-            return  # not known: the next look at the job asks again
+            self._store.update(plan.token, submitter=None)  # not known: the next look at the job asks again
+            return
         reason = exc.message if isinstance(exc, LaunchError) else f"not submitted: {type(exc).__name__}"
         self._store.update(plan.token, state=JobState.FAILED, reason=reason, ended=datetime.now(UTC), drained=1)
 
@@ -198,10 +203,11 @@ class Client:
         self._observer.refresh(record)
         return self._again(record.id)
 
-    def follow(self, job_id: str, from_start: bool = True) -> Iterator[LogLine | Event | JobStatus | Trouble]:
+    def follow(self, job_id: str, from_start: bool = True) -> Iterator[Item]:
         """What the job says and does, live, until it is over and its log is drained.
 
-        Nothing twice, and nothing missed: what was recorded before this call comes only with from_start.
+        Nothing twice, and nothing missed: what was recorded before this call comes only with from_start. A job
+        that ends because its spot capacity was taken is submitted anew and followed on, within its limits.
         """
         record = self._look_up(job_id)
         if record.ref is None:
@@ -210,7 +216,31 @@ class Client:
             raise JobNotFoundError(
                 f"{record.id} was never started: {record.reason}", "launch run starts a new one"
             )
-        yield from self._observer.follow(record, from_start)
+        while True:
+            watched = not record.over
+            status = yield from self._observer.follow(record, from_start)
+            if not status.preempted:
+                return
+            after = yield from self._resuming.in_place_of(self._again(record.id), watched)
+            if after is None:
+                return
+            most = most_resubmits(JobSpec.model_validate(record.spec))
+            yield Resubmitted(after.id, record.id, after.resubmits, most)
+            record, from_start = after, True
+
+    def latest(self, job_id: str) -> JobRecord:
+        """The job, or the one that followers have put in its place."""
+        return self.refresh(self._resuming.latest(self._look_up(job_id)))
+
+    def recorded(self, job_id: str) -> JobRecord:
+        """As `latest`, as it was last seen: asks nobody."""
+        return self._resuming.latest(self._again(job_id))
+
+    def needs_follower(self, record: JobRecord) -> bool:
+        """True of a job that is submitted anew when it loses its machine, but only by somebody who follows it."""
+        wanted = JobSpec.model_validate(record.spec).resources
+        able = self._backend(record.backend).capabilities.resubmits
+        return able and wanted.spot and wanted.resubmits != 0
 
     def events(self, job_id: str) -> list[Event]:
         """The recorded events, oldest first."""
@@ -225,7 +255,7 @@ class Client:
 
     def cancel(self, job_id: str) -> JobRecord:
         """Ask the job to checkpoint and stop; returns at once. Silent when it is over."""
-        record = self.get(job_id)
+        record = self.latest(job_id)
         if record.ref is not None and not record.over:
             self._backend(record.backend).cancel(JobRef.parse(record.ref))
         return self.refresh(record)
@@ -239,18 +269,7 @@ class Client:
             raise ConfigError(f"{old.id} is done: there is nothing to resume", f"launch show {old.id}")
         if old.ref is None:
             raise ConfigError(f"{old.id} was never started: {old.reason}", "launch run starts a new one")
-        job = JobSpec.model_validate(old.spec)
-        target = self._backend(old.backend)
-        siblings = [r for r in self._store.find(old.lineage) if r.lineage == old.lineage]
-        busy = [r for r in siblings if not self.refresh(r).over]
-        if busy:
-            raise ConfigError(f"{busy[0].id} already goes on from {old.lineage}", f"launch watch {busy[0].id}")
-        token = _next_token(old.lineage, [r.id for r in siblings])
-        bundle = target.bundle(JobRef.parse(old.ref))
-        job, offer = choose(target, job)
-        plan = render(target, job, offer, bundle, token, old.lineage)
-        report = DataReport(**old.data) if old.data else None
-        return self.submit(Planned(plan=plan, data=report), progress, resumes=old)
+        return self._resuming.by_user(old, progress)
 
     def fetch(self, job_id: str, to: Path) -> Path:
         """Download the job's output to `to`, each file verified; safe to repeat after an interruption."""
@@ -357,12 +376,6 @@ class Client:
         if record is None:
             raise JobNotFoundError(f"{job_id} is no longer in the record", "launch list")
         return record
-
-
-def _next_token(lineage: str, taken: Sequence[str]) -> str:
-    """LINEAGE-r2, -r3, ...: one above the highest that is taken."""
-    numbers = [id.removeprefix(f"{lineage}-r") for id in taken]
-    return f"{lineage}-r{max((int(n) for n in numbers if n.isdecimal()), default=1) + 1}"
 
 
 def _this_process() -> str:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from backends.base import JobStatus, LogLine
 from launcher.events import Event
-from launcher.observing import Trouble
+from launcher.observing import Item, Resubmitted, Trouble
 from launcher.screen import STATE_STYLE, span
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -54,12 +54,14 @@ class Watched:
             return None
         return (self.total - self.step) * sum(self.recent_s) / len(self.recent_s)
 
-    def hear(self, item: LogLine | Event | JobStatus | Trouble) -> None:
+    def hear(self, item: Item) -> None:
         """Take in one item of Client.follow."""
         self.trouble = item if isinstance(item, Trouble) else None
         if isinstance(item, Trouble):
             return
-        if isinstance(item, JobStatus):
+        if isinstance(item, Resubmitted):
+            self.job_id = item.job
+        elif isinstance(item, JobStatus):
             self.state = item.state.value
         elif isinstance(item, LogLine):
             if item.text.strip():
@@ -98,7 +100,7 @@ def sparkline(values: list[float], width: int) -> str:
     return "".join(BARS[round((v - low) * scale)] for v in values)
 
 
-def follow(items: Iterable[LogLine | Event | JobStatus | Trouble], job_id: str, console: Console) -> Watched:
+def follow(items: Iterable[Item], job_id: str, console: Console) -> Watched:
     """Show `items` until they end; what was heard. KeyboardInterrupt passes through."""
     seen = Watched(job_id)
     if console.is_terminal:
@@ -108,7 +110,7 @@ def follow(items: Iterable[LogLine | Event | JobStatus | Trouble], job_id: str, 
     return seen
 
 
-def _follow_live(items: Iterable[LogLine | Event | JobStatus | Trouble], seen: Watched, console: Console) -> None:
+def _follow_live(items: Iterable[Item], seen: Watched, console: Console) -> None:
     began = time.monotonic()
 
     def render() -> RenderableType:
@@ -119,7 +121,7 @@ def _follow_live(items: Iterable[LogLine | Event | JobStatus | Trouble], seen: W
             seen.hear(item)
 
 
-def _follow_plain(items: Iterable[LogLine | Event | JobStatus | Trouble], seen: Watched, console: Console) -> None:
+def _follow_plain(items: Iterable[Item], seen: Watched, console: Console) -> None:
     """A line a phase, and one for the steps of every few seconds."""
     last = 0.0
     for item in items:
@@ -129,6 +131,8 @@ def _follow_plain(items: Iterable[LogLine | Event | JobStatus | Trouble], seen: 
             line = item.text
         elif isinstance(item, Trouble):
             line = in_trouble(item)
+        elif isinstance(item, Resubmitted):
+            line = submitted_anew(item)
         elif isinstance(item, Event) and item.name == "step":
             if time.monotonic() - last >= PLAIN_EVERY_S or seen.step in (1, seen.total):
                 last = time.monotonic()
@@ -143,6 +147,12 @@ def in_trouble(trouble: Trouble) -> str:
     """Why nothing is heard of the job, and what helps."""
     hint = f"; {trouble.hint}" if trouble.hint else ""
     return f"cannot look at the job now: {trouble.message} (it goes on; trying again{hint})"
+
+
+def submitted_anew(item: Resubmitted) -> str:
+    """Which job goes on, and how often that may be."""
+    times = f"{item.number} of {item.most}"
+    return f"{item.after} lost its spot capacity; {item.job} goes on from its checkpoints ({times})"
 
 
 def as_words(event: Event) -> str | None:

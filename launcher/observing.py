@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
@@ -15,8 +15,10 @@ from launcher.errors import CredentialsError, JobNotFoundError, LaunchError, Unr
 from launcher.events import Event, from_line
 from launcher.store import JobRecord, Store
 
-LAST_EVENT = {JobState.SUCCEEDED: "done", JobState.FAILED: "failure", JobState.CANCELLED: "stopped"}
-"""The event behind which a job that ended so says nothing more."""
+LAST_EVENTS = {
+    JobState.SUCCEEDED: ("done",), JobState.FAILED: ("failure", "stopped"), JobState.CANCELLED: ("stopped",),
+}  # fmt: skip
+"""The events behind which a job that ended so says nothing more: one that stopped itself may count as failed."""
 GIVE_UP_S = 3600.0
 """How long a follower goes on asking a vendor that refuses it or can't be reached."""
 MOST_WAIT_S = 60.0
@@ -28,6 +30,41 @@ class Trouble:
 
     message: str
     hint: str | None
+
+
+@dataclass(frozen=True)
+class Resubmitted:
+    """The job that was followed lost its spot capacity for good; `job` goes on from its checkpoints."""
+
+    job: str
+    after: str
+    number: int
+    most: int
+
+
+Item = LogLine | Event | JobStatus | Trouble | Resubmitted
+"""What a follower hears."""
+
+
+class Patience:
+    """Waits out what passes by itself or after a login: told once, asked again for an hour."""
+
+    def __init__(self, poll_s: float) -> None:
+        self._poll_s = poll_s
+        self._since: float | None = None
+
+    def wait(self, trouble: LaunchError) -> Iterator[Trouble]:
+        """Until the next try. Raises `trouble` when that has gone on for too long."""
+        if self._since is None:
+            self._since = time.monotonic()
+            yield Trouble(trouble.message, trouble.hint)
+        elif time.monotonic() - self._since > GIVE_UP_S:
+            raise trouble
+        time.sleep(min(MOST_WAIT_S, _poll_s(self._poll_s) * 4))
+
+    def end(self) -> None:
+        """It has passed."""
+        self._since = None
 
 
 @dataclass
@@ -60,8 +97,10 @@ class Observer:
         if look.trouble is not None:
             raise look.trouble
 
-    def follow(self, record: JobRecord, from_start: bool) -> Iterator[LogLine | Event | JobStatus | Trouble]:
+    def follow(self, record: JobRecord, from_start: bool) -> Generator[Item, None, JobStatus]:
         """What the job says and does, live, until it is over and its log is drained. Nothing twice.
+
+        Returns its last status.
 
         An expired login and a lost network are told once and waited out: nothing is missed.
         """
@@ -69,26 +108,22 @@ class Observer:
         cursor = None if from_start else record.cursor
         can = self._backend(record.backend).capabilities
         state = record.state
-        troubled_since: float | None = None
+        patience = Patience(can.poll_s)
         while True:
             look = self._look(record, cursor)
             yield from look.items
             cursor = look.cursor
             if look.trouble is not None:
-                if troubled_since is None:
-                    troubled_since = time.monotonic()
-                    yield Trouble(look.trouble.message, look.trouble.hint)
-                elif time.monotonic() - troubled_since > GIVE_UP_S:
-                    raise look.trouble
-                time.sleep(min(MOST_WAIT_S, _poll_s(can.poll_s) * 4))
+                yield from patience.wait(look.trouble)
                 continue
-            troubled_since, status = None, look.status
+            patience.end()
+            status = look.status
             assert status is not None
             if look.drained or not (status.state == state or status.state.terminal):
                 yield status
                 state = status.state
             if look.drained:
-                return
+                return status
             time.sleep(_poll_s(can.poll_s))
 
     def _look(self, record: JobRecord, cursor: str | None) -> _Look:
@@ -122,7 +157,8 @@ class Observer:
         """Has everything been read that a job which is over had to say?"""
         if not drain_s or (status.ended and datetime.now(UTC) - status.ended > timedelta(seconds=drain_s)):
             return True
-        return any(event.name == LAST_EVENT[status.state] for event in self._store.events(job_id))
+        events = self._store.events(job_id)
+        return bool(events) and events[-1].name in LAST_EVENTS[status.state]
 
 
 def _poll_s(usual: float) -> float:

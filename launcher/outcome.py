@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
-from backends.base import JobStatus, LogLine
+from backends.base import JobStatus
 from launcher import screen
 from launcher.client import Client
 from launcher.errors import JobFailedError
 from launcher.events import Event
 from launcher.live import follow
-from launcher.observing import Trouble
+from launcher.observing import Item, Resubmitted, Trouble
 from launcher.store import JobRecord
 
 TAIL = 12
@@ -34,12 +34,12 @@ def stay(client: Client, job_id: str, as_json: bool, from_start: bool = True) ->
     Raises JobFailedError when it failed or was cancelled. Ctrl-C detaches.
     """
     items = client.follow(job_id, from_start=from_start)
-    with detaching(job_id):
+    with detaching(client, job_id):
         if as_json:
             _follow_json(items)
         else:
             follow(items, job_id, screen.err())
-    record = client.get(job_id)
+    record = client.latest(job_id)
     if as_json:
         print(json.dumps({"event": "job", **describe(record)}, default=str), flush=True)
     _raise_if_failed(client, record)
@@ -48,16 +48,27 @@ def stay(client: Client, job_id: str, as_json: bool, from_start: bool = True) ->
 
 
 @contextlib.contextmanager
-def detaching(job_id: str) -> Iterator[None]:
+def detaching(client: Client, job_id: str) -> Iterator[None]:
     """Ctrl-C in here ends the program, not the job: says how to come back and raises click's Exit(130)."""
     try:
         yield
     except KeyboardInterrupt:
-        console = screen.err()
-        console.print(f"\ndetached; {job_id} goes on", style="bold")
-        console.print(f"  launch watch {job_id}    follows it again", soft_wrap=True)
-        console.print(f"  launch cancel {job_id}   checkpoints and stops it", soft_wrap=True)
+        console, record = screen.err(), client.recorded(job_id)
+        console.print(f"\ndetached; {record.id} goes on", style="bold")
+        console.print(f"  launch watch {record.id}    follows it again", soft_wrap=True)
+        console.print(f"  launch cancel {record.id}   checkpoints and stops it", soft_wrap=True)
+        if client.needs_follower(record):
+            console.print(unfollowed(record), soft_wrap=True)
         raise click.exceptions.Exit(DETACHED) from None
+
+
+def unfollowed(record: JobRecord) -> str:
+    """What a job that `needs_follower` does without one, and how to run one later."""
+    return (
+        "  when its spot capacity is taken for good, only a follower submits it anew: "
+        f"launch watch {record.id} is one\n"
+        f"  once it has ended without one, launch resume {record.id} goes on from its checkpoints"
+    )
 
 
 def describe(record: JobRecord) -> dict[str, Any]:
@@ -75,6 +86,7 @@ def describe(record: JobRecord) -> dict[str, Any]:
         "ended": record.ended.isoformat() if record.ended else None,
         "interruptions": record.interruptions,
         "resumes": record.resumes,
+        "resubmits": record.resubmits,
         "folder": record.folder,
         "url": record.url,
         "machine": record.machine,
@@ -134,7 +146,7 @@ def _took(record: JobRecord) -> list[tuple[str, str]]:
     return rows
 
 
-def _follow_json(items: Iterator[LogLine | Event | JobStatus | Trouble]) -> None:
+def _follow_json(items: Iterator[Item]) -> None:
     """Every event as a JSON line, and every change of state."""
     for item in items:
         if isinstance(item, Event):
@@ -142,6 +154,9 @@ def _follow_json(items: Iterator[LogLine | Event | JobStatus | Trouble]) -> None
         elif isinstance(item, JobStatus):
             body = {"event": "state", "state": item.state.value, "reason": item.reason}
             print(json.dumps(body), flush=True)
+        elif isinstance(item, Resubmitted):
+            again = {"id": item.job, "resumes": item.after, "resubmits": item.number}
+            print(json.dumps({"event": "resubmitted", **again}), flush=True)
         elif isinstance(item, Trouble):
             print(json.dumps({"event": "trouble", "message": item.message, "hint": item.hint}), flush=True)
 

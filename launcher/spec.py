@@ -43,6 +43,8 @@ class Resources(_Part):
     """Hard stop: the job checkpoints and ends after so many hours."""
     max_wait_hours: float | None = Field(default=None, gt=0)
     """Hours to wait for capacity."""
+    resubmits: int | None = Field(default=None, ge=0)
+    """How often a spot job that the vendor ends, rather than starts again, is submitted anew; default: 3."""
     region: str | None = None
     """Where; default: the account's."""
     fallback: tuple[str, ...] = ()

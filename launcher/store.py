@@ -53,6 +53,7 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE jobs ADD COLUMN drained INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE jobs ADD COLUMN released INTEGER NOT NULL DEFAULT 0;
     """,
+    "ALTER TABLE jobs ADD COLUMN resubmits INTEGER NOT NULL DEFAULT 0;",
 )
 """Applied in order, one transaction each; the number applied is the file's user_version."""
 
@@ -77,6 +78,8 @@ class JobRecord:
     ended: datetime | None = None
     interruptions: int = 0
     resumes: str | None = None
+    resubmits: int = 0
+    """How many times a follower has submitted the job anew, this one included; 0 of a job that a user started."""
     folder: str | None = None
     cursor: str | None = None
     submitter: str | None = None
@@ -101,7 +104,7 @@ class JobRecord:
 _COLUMNS = (
     "id", "name", "backend", "ref", "state", "reason", "created", "started", "ended", "interruptions", "lineage",
     "resumes", "folder", "bundle_sha256", "cursor", "submitter", "owner", "url", "billable_s", "machine",
-    "drained", "released", "spec", "data", "estimate",
+    "drained", "released", "resubmits", "spec", "data", "estimate",
 )  # fmt: skip
 _JSON = ("spec", "data", "estimate")
 _TIMES = ("created", "started", "ended")

@@ -29,6 +29,8 @@ from train_entry.failure import (
     JobError,
     classify,
     final_failure,
+    hours_are_over,
+    mark_of_hours,
     tell_vendor,
     write_atomic,
     write_failure,
@@ -81,7 +83,10 @@ class Entry:
         self.run = secrets.token_hex(4)
         self.events = self._events_file()
         self.final = final_failure(self.outputs)
-        if self.first and self.final is None:  # another node may have failed already, and said so
+        self.over = hours_are_over(self.outputs)
+        if (
+            self.first and self.final is None and not self.over
+        ):  # another node may have failed already, and said so
             for old in (self.outputs / "state.json", self.outputs / FAILURE):
                 old.unlink(missing_ok=True)
 
@@ -99,6 +104,8 @@ class Entry:
         """Everything; returns the exit status and leaves state.json."""
         if self.final is not None:
             return self.give_up(self.final)
+        if self.over:
+            return self.stay_stopped()
         try:
             if self.unclear is not None:
                 raise self.unclear
@@ -129,9 +136,30 @@ class Entry:
             self.leave_state("failed", 1)
         return 1
 
+    def stay_stopped(self) -> int:
+        """A vendor has started a job again whose hours are over: end at once, it would be paid for more."""
+        say("not gone on with: its hours are over; launch resume goes on in another job", sys.stderr)
+        return PREEMPTED
+
     def leave_state(self, state: str, code: int) -> None:
-        content = json.dumps({"run": self.run, "state": state, "exit": code})
-        write_atomic(self.outputs / "state.json", content.encode())
+        content: dict[str, object] = {"run": self.run, "state": state, "exit": code}
+        if code == PREEMPTED and self.stopped_by() == "deadline":
+            content["over"] = mark_of_hours()
+        write_atomic(self.outputs / "state.json", json.dumps(content).encode())
+
+    def stopped_by(self) -> str | None:
+        """The reason that the ranks gave when they stopped: signal, deadline, ..."""
+        try:
+            lines = self.events.read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return None
+        found = None
+        for line in lines:
+            with contextlib.suppress(ValueError, LookupError, TypeError):  # torn by a crash
+                event = json.loads(line)
+                if (event["run"], event["event"]) == (self.run, "stopped"):
+                    found = str(event["reason"])
+        return found
 
     def ready(self, job: TrainJob) -> int:
         """Packages and secrets; 0, or 143 when a signal came meanwhile."""

@@ -117,6 +117,21 @@ def final_failure(folder: Path) -> JobError | None:
         return None
 
 
+def mark_of_hours() -> str | None:
+    """This very job with this very limit: with more hours, or as another job, it goes on."""
+    limits = [os.environ.get(name) for name in ("LAUNCH_MAX_HOURS", "LAUNCH_DEADLINE")]
+    return None if (job := _this_job()) is None else f"{job} {limits}"
+
+
+def hours_are_over(folder: Path) -> bool:
+    """Has an earlier start of this very job stopped because its hours were over?"""
+    try:
+        over = json.loads((folder / "state.json").read_text(encoding="utf-8"))["over"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    return over is not None and over == mark_of_hours()
+
+
 def _this_job() -> str | None:
     """The job's id and a mark of what it was given: by hand, a job that was mended is run again under its id."""
     own, inputs = os.environ.get("LAUNCH_JOB_ID"), os.environ.get("LAUNCH_INPUT_DIR")

@@ -8,9 +8,10 @@ from typing import Any
 from backends.azureml import places
 from backends.azureml.azure import ARM_SCOPE, LOGIN, VAULT_SCOPE, Azure, workspace_path
 from backends.azureml.jobs import VAULT, VAULT_VERSION, scope_of
+from backends.azureml.rights import of_image, of_vault, unseen
 from backends.azureml.storage import Storage
 from backends.base import Plan, Problem, Site
-from launcher.errors import BackendError, CredentialsError, JobNotFoundError, LaunchError, UnreachableError
+from launcher.errors import BackendError, CredentialsError, JobNotFoundError, UnreachableError
 
 VERSION = "2024-10-01"
 SUBSCRIPTIONS = "2022-12-01"
@@ -42,7 +43,9 @@ class Account:
         found = [*self._of_region(site, workspace), *self._of_datastore(site, scope)]
         if plan is not None:
             region = workspace.get("location") or site.get("region")
-            found += [*self._of_compute(plan, scope), *self._of_secrets(plan, site)]
+            found += [*self._of_compute(plan, scope), *of_image(self._azure, plan), *self._of_secrets(plan, site)]
+            if plan.job.secrets:
+                found += of_vault(self._azure, site, workspace)
             if region and "computeId" not in plan.request["job"]["properties"]:
                 found += self._of_size(plan, site.need("subscription"), str(region))
         return [*found, *self._unsure]
@@ -80,7 +83,7 @@ class Account:
         if told and lies and told != lies:
             yield Problem(
                 what=f"workspace {site.need('workspace')} is in {lies}, not in {told}",
-                fix=f"launch setup azureml --region {lies}",
+                fix=f"launch setup azureml --region {lies} (az ml workspace show --query location says it)",
             )
 
     def _of_datastore(self, site: Site, scope: str) -> Iterator[Problem]:
@@ -101,7 +104,7 @@ class Account:
                 kind="credentials",
             )
         except UnreachableError as exc:
-            self._unsure.append(_unseen(f"datastore {name}", exc))
+            self._unsure.append(unseen(f"datastore {name}", exc))
         except BackendError as exc:
             yield Problem(
                 what=f"you ({self._who}) may not read datastore {name}: {exc.message}",
@@ -131,7 +134,8 @@ class Account:
             yield Problem(
                 what=f"compute {name} has machines of size {size}, and the job is planned for "
                 f"{plan.offer.instance_type}",
-                fix="--set resources.gpu and resources.gpus to what it has, or name another compute",
+                fix=f"--set resources.gpu and resources.gpus to what it has, or name another: az ml compute list "
+                f"--resource-group {group} --workspace-name {space}",
             )
         if nodes is not None and nodes < plan.job.resources.nodes:
             yield Problem(
@@ -142,7 +146,9 @@ class Account:
         if plan.job.resources.spot and has.get("vmPriority") not in (None, "LowPriority"):
             yield Problem(
                 what=f"compute {name} is not low-priority: a spot job there would be billed in full",
-                fix="launch setup azureml --spot-compute NAME names another, or --set resources.spot=false",
+                fix=f"az ml compute create {where.replace(name, 'NAME', 1)} --type AmlCompute --tier low_priority "
+                f"--size {plan.offer.instance_type}, then launch setup azureml --spot-compute NAME; or "
+                "--set resources.spot=false",
             )
 
     def _of_size(self, plan: Plan, subscription: str, region: str) -> Iterator[Problem]:
@@ -170,7 +176,9 @@ class Account:
             return
         if spot and one.get("lowPriorityCapable") is False:
             yield Problem(
-                what=f"{size} is not to be had as spot in {region}", fix="--set resources.spot=false", kind="quota"
+                what=f"{size} is not to be had as spot in {region}",
+                fix=f"az ml compute list-sizes --location {region} shows which are; or --set resources.spot=false",
+                kind="quota",
             )
         family, needed = str(one.get("family")), int(one.get("vCPUs") or 0) * plan.job.resources.nodes
         usage = next((u for u in usages or () if _is_usage(u, family, spot)), None)
@@ -179,7 +187,8 @@ class Account:
             yield Problem(
                 what=f"Azure ML's quota {name!r} has {usage['limit'] - usage['currentValue']} of {usage['limit']} "
                 f"vCPUs left in {region}, and the job needs {needed}",
-                fix=f"{QUOTA_PAGE}, Request quota (Azure Machine Learning's own; virtual machines' is another)",
+                fix=f"az ml compute list-usage --location {region} shows it; {QUOTA_PAGE}, Request quota (Azure "
+                "Machine Learning's own; virtual machines' is another)",
                 kind="quota",
             )
 
@@ -203,7 +212,7 @@ class Account:
         except JobNotFoundError:
             return None
         except BackendError as exc:
-            self._unsure.append(_unseen(what, exc))
+            self._unsure.append(unseen(what, exc))
             return {}
 
 
@@ -221,8 +230,3 @@ def _group(space: Mapping[str, Any]) -> str:
 
 def _location(space: Mapping[str, Any]) -> str:
     return str(space.get("location"))
-
-
-def _unseen(what: str, exc: LaunchError) -> Problem:
-    hint = exc.hint or "ask whoever manages the subscription"
-    return Problem(what=f"{what} could not be checked: {exc.message}", fix=hint, fatal=False)

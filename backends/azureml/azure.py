@@ -38,6 +38,13 @@ EXPIRED = frozenset(
     ("AuthenticationFailed", "ExpiredAuthenticationToken", "InvalidAuthenticationToken",
      "InvalidAuthenticationInfo", "InvalidAuthenticationTokenTenant", "NoAuthenticationInformation")
 )  # fmt: skip
+MANIFESTS = ", ".join(
+    f"application/vnd.{kind}+json"
+    for kind in (
+        "oci.image.index.v1", "oci.image.manifest.v1", "docker.distribution.manifest.list.v2",
+        "docker.distribution.manifest.v2",
+    )
+)  # fmt: skip
 SIGNATURE = re.compile(r"(?i)\bsig=[^&\s'\")]+")
 """In the URLs of logs, which Azure's errors quote."""
 
@@ -112,6 +119,29 @@ class Azure:
         # A server that ignores the range sends everything.
         return (content if answer.status_code == 206 else content[start : start + most]), None
 
+    def has_image(self, registry: str, repository: str, reference: str, doing: str) -> bool:
+        """Is it in this registry of Azure's (NAME.azurecr.io)? https://azure.github.io/acr/AAD-OAuth.html"""
+        with self.errors(doing):
+            token = self.credential.get_token(ARM_SCOPE).token
+        given = {"grant_type": "access_token", "service": registry, "access_token": token}
+        refresh = self._told_by(registry, "exchange", given, doing, "refresh_token")
+        scope = f"repository:{repository}:pull"
+        given = {"grant_type": "refresh_token", "service": registry, "scope": scope, "refresh_token": refresh}
+        access = self._told_by(registry, "token", given, doing, "access_token")
+        url, headers = f"https://{registry}/v2/{repository}/manifests/{reference}", {"Accept": MANIFESTS}
+        headers["Authorization"] = f"Bearer {access}"
+        answer = self._send("GET", url, doing, None, None, None, None, headers, allowed=(404,))
+        return bool(answer.status_code != 404)
+
+    def _told_by(self, registry: str, what: str, given: Mapping[str, str], doing: str, field: str) -> str:
+        """One field of a registry's answer to a form."""
+        url = f"https://{registry}/oauth2/{what}"
+        answer = self._send("POST", url, doing, None, None, None, None, {}, form=given)
+        try:
+            return str(json.loads(answer.text())[field])
+        except (ValueError, LookupError, TypeError) as exc:
+            raise BackendError(f"{doing}: {registry} gives no {field}", "the same command again") from exc
+
     @contextlib.contextmanager
     def errors(self, doing: str) -> Iterator[None]:
         """What Azure's SDK raises in here leaves as LaunchError; after a refusal the next call signs in anew."""
@@ -137,13 +167,16 @@ class Azure:
     def _send(
         self, method: str, url: str, doing: str, version: str | None, body: Any, query: Mapping[str, str] | None,
         scope: str | None, headers: Mapping[str, str], allowed: tuple[int, ...] = (),
+        form: Mapping[str, str] | None = None,
     ) -> Any:  # fmt: skip
         with self.errors(doing):
             client = self._client(scope)
             from azure.core.rest import HttpRequest
 
             params = {**(query or {}), **({"api-version": version} if version else {})}
-            request = HttpRequest(method, url, params=params, json=body, headers=dict(headers))
+            request = HttpRequest(
+                method, url, params=params, json=body, data=dict(form) if form else None, headers=dict(headers)
+            )
             answer = client.send_request(request)
             if answer.status_code >= 400 and answer.status_code not in allowed:
                 code, said = _told(answer.text())

@@ -56,8 +56,9 @@ class AzureMLBackend(AzureMLJobs):
     name = "azureml"
     # Nothing in a job limits its wait for quota or capacity.
     capabilities = Capabilities(
-        spot=True, multi_node=True, dry_run=True, wait_for_capacity=False, poll_s=5.0, drain_s=60.0
-    )
+        spot=True, multi_node=True, dry_run=True, wait_for_capacity=False, resubmits=True, poll_s=5.0,
+        drain_s=60.0,
+    )  # fmt: skip
     facts: tuple[Fact, ...] = (
         Fact(
             name="subscription", what="Azure subscription id", pattern=GUID,

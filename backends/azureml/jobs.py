@@ -75,6 +75,7 @@ class AzureMLJobs:
         run = self._details(ref) or {}
         state, started = states.state_of(word), states.time_of(run.get("startTimeUtc"))
         ended = states.time_of(run.get("endTimeUtc")) if state.terminal else None
+        error = states.error_of(run)
         left: Mapping[str, Any] = {}
         code: int | None = None
         if state == JobState.FAILED:
@@ -83,11 +84,12 @@ class AzureMLJobs:
         return JobStatus(
             state=state,
             detail=states.detail_of(word),
-            reason=states.reason_of(state, states.error_of(run), left, code),
+            reason=states.reason_of(state, error, left, code),
             started=started,
             ended=ended,
             interruptions=self._interruptions(ref, job, state, started is not None),
             url=STUDIO.format(job=ref.id, workspace=quote(workspace, safe="/")),
+            preempted=states.was_preempted(state, error),
         )
 
     def logs(self, ref: JobRef, cursor: str | None = None) -> Iterator[LogLine]:

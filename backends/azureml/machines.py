@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from backends.gpus import no_such_count, of_model
 from cost.offers import Offer
-from launcher.errors import CapacityError
 from launcher.spec import Resources
 
 NO_LOW_PRIORITY = "third parties report that Azure ML has no spot capacity of this size (2026-08)"
@@ -52,10 +50,10 @@ of an A10 (less than 24 GiB), AMD's GPUs (the pinned torch is built for CUDA).
 
 def offers(backend: str, wanted: Resources) -> Iterator[Offer]:
     """The machines that fit, cheapest first. Raises CapacityError when there is none."""
-    sizes = _of_model(wanted.gpu)
+    sizes = list(SIZES) if wanted.gpu is None else of_model(backend, wanted.gpu, SIZES)
     fitting = [size for size in sizes if size.gpus == wanted.gpus]
     if not fitting:
-        raise _no_such_count(sizes, wanted)
+        raise no_such_count((size.gpus for size in sizes), wanted)
     for size in fitting:
         yield Offer(
             backend=backend,
@@ -68,31 +66,3 @@ def offers(backend: str, wanted: Resources) -> Iterator[Offer]:
             spot=wanted.spot,
             note=size.spot_note if wanted.spot else None,
         )
-
-
-def _of_model(gpu: str | None) -> Sequence[Size]:
-    if gpu is None:
-        return SIZES
-    if found := [s for s in SIZES if _plain(gpu) in {_plain(name) for name in (s.gpu, *s.names)}]:
-        return found
-    known = list(dict.fromkeys(size.gpu for size in SIZES))
-    close = difflib.get_close_matches(gpu.upper(), known, n=1)
-    guess = f"did you mean {close[0]}? " if close else ""
-    raise CapacityError(
-        f"resources.gpu: backend azureml has no {gpu}", f"{guess}there are: {', '.join(known)}; or leave it out"
-    )
-
-
-def _plain(name: str) -> str:
-    """`NVIDIA A100-80GB`, `a100-80gb` -> `a10080gb`."""
-    return re.sub(r"nvidia|[^a-z0-9]", "", name.casefold())
-
-
-def _no_such_count(sizes: Sequence[Size], wanted: Resources) -> CapacityError:
-    counts = sorted({size.gpus for size in sizes})
-    above = next((count for count in counts if count > wanted.gpus), counts[-1])
-    return CapacityError(
-        f"resources.gpus: no machine has {wanted.gpus} {wanted.gpu or 'GPUs'}; there are machines with "
-        f"{', '.join(map(str, counts))}",
-        f"--set resources.gpus={above}, and resources.nodes for more machines",
-    )

@@ -60,13 +60,18 @@ def reason_of(state: JobState, error: str, left: Mapping[str, Any], exit_code: i
         return "cancelled"
     if state != JobState.FAILED:
         return None
-    if PREEMPTED.search(error):
-        return f"spot capacity was taken, and Azure ML did not start it again; {RESUME}"
+    if was_preempted(state, error):
+        return "spot capacity was taken, and Azure ML did not start it again"
     if message := str(left.get("message") or "").strip():
         return message.splitlines()[0]
     if exit_code == STOPPED_ITSELF:
         return f"stopped before it was done (a signal or its time limit); {RESUME}"
     return error.splitlines()[0] if error.strip() else "failed; see the log"
+
+
+def was_preempted(state: JobState, error: str) -> bool:
+    """Did Azure ML fail the job because it took the machine away?"""
+    return state == JobState.FAILED and PREEMPTED.search(error) is not None
 
 
 def error_of(run: Mapping[str, Any]) -> str:

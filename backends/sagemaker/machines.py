@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from backends.gpus import of_model
 from cost.offers import Offer
 from launcher.errors import CapacityError, UnsupportedError
 from launcher.spec import Resources
@@ -133,24 +132,7 @@ def _is_tight(family: Family, machine: Machine) -> bool:
 
 
 def _of_model(gpu: str | None) -> list[Family]:
-    if gpu is None:
-        return list(FAMILIES)
-    found = [
-        family for family in FAMILIES if _plain(gpu) in {_plain(name) for name in (family.gpu, *family.names)}
-    ]
-    if found:
-        return found
-    known = [family.gpu for family in FAMILIES]
-    close = difflib.get_close_matches(gpu.upper(), known, n=1)
-    guess = f"did you mean {close[0]}? " if close else ""
-    raise CapacityError(
-        f"resources.gpu: backend sagemaker has no {gpu}", f"{guess}there are: {', '.join(known)}; or leave it out"
-    )
-
-
-def _plain(name: str) -> str:
-    """`NVIDIA A100`, `A100`, `a100-40gb` -> `a100`, `a100`, `a10040gb`."""
-    return re.sub(r"nvidia|tesla|[^a-z0-9]", "", name.casefold())
+    return list(FAMILIES) if gpu is None else of_model("sagemaker", gpu, FAMILIES)
 
 
 def _gb(gib: int | None) -> float:

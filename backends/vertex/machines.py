@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from backends.gpus import no_such_count, of_model
 from cost.offers import Offer
-from launcher.errors import CapacityError, UnsupportedError
+from launcher.errors import UnsupportedError
 from launcher.spec import Resources
 
 SCARCE = "Google recommends spot or a reservation for this machine"
-SMALL_A3 = "third parties report this size as spot or flex-start only (2025-08): on-demand capacity may never come"
+SMALL_A3 = (
+    "third parties report this size as spot or flex-start only (2025-08): on-demand capacity may never come; "
+    "resources.spot or resources.max_wait_hours (FLEX_START) asks for those"
+)
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,15 @@ class Family:
     accelerator: str
     memory_gib: float
     machines: dict[int, str]
-    names: tuple[str, ...] = ()
-    """What else users call it; `gpu` and `accelerator` count anyway."""
+    others: tuple[str, ...] = ()
+    """What else users call it."""
     flex: bool = True
     """True where FLEX_START, the one strategy with a waiting limit, has it."""
     note: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.accelerator, *self.others)
 
 
 FAMILIES = (
@@ -100,7 +106,7 @@ def offers(backend: str, wanted: Resources) -> Iterator[Offer]:
         families = _with_flex_start(families)
     fitting = [family for family in families if wanted.gpus in family.machines]
     if not fitting:
-        raise _no_such_count(families, wanted)
+        raise no_such_count((count for family in families for count in family.machines), wanted)
     for family in fitting:
         machine = family.machines[wanted.gpus]
         yield Offer(
@@ -119,20 +125,7 @@ def offers(backend: str, wanted: Resources) -> Iterator[Offer]:
 def _of_model(gpu: str | None) -> list[Family]:
     if gpu is None:
         return sorted(FAMILIES, key=lambda family: family.gpu != DEFAULT)
-    found = [f for f in FAMILIES if _plain(gpu) in {_plain(n) for n in (f.gpu, f.accelerator, *f.names)}]
-    if found:
-        return found
-    known = {family.gpu: family.gpu for family in FAMILIES}
-    close = difflib.get_close_matches(gpu.upper(), known, n=1)
-    guess = f"did you mean {close[0]}? " if close else ""
-    raise CapacityError(
-        f"resources.gpu: backend vertex has no {gpu}", f"{guess}there are: {', '.join(known)}; or leave it out"
-    )
-
-
-def _plain(name: str) -> str:
-    """`NVIDIA_TESLA_A100`, `A100`, `nvidia a100` -> `a100`."""
-    return re.sub(r"nvidia|tesla|[^a-z0-9]", "", name.casefold())
+    return of_model("vertex", gpu, FAMILIES)
 
 
 def _with_flex_start(families: list[Family]) -> list[Family]:
@@ -145,16 +138,6 @@ def _with_flex_start(families: list[Family]) -> list[Family]:
             f"leave it out, or choose a GPU that has it: {able}",
         )
     return found
-
-
-def _no_such_count(families: list[Family], wanted: Resources) -> CapacityError:
-    counts = sorted({count for family in families for count in family.machines})
-    above = next((count for count in counts if count > wanted.gpus), counts[-1])
-    return CapacityError(
-        f"resources.gpus: no machine has {wanted.gpus} {wanted.gpu or 'GPUs'}; there are machines with "
-        f"{', '.join(map(str, counts))}",
-        f"--set resources.gpus={above}, and resources.nodes for more machines",
-    )
 
 
 def _note(family: Family, machine: str, wanted: Resources) -> str | None:

@@ -105,11 +105,12 @@ class Storage(BundleStore):
 
     def _join(self, names: list[str], key: str) -> None:
         with self._google.errors(self.doing("joining", key)):
-            target = self._blob(key)
-            target.compose([self._blob(name) for name in names[:MOST_COMPOSED]])
+            self._blob(key).compose([self._blob(name) for name in names[:MOST_COMPOSED]])
             step = MOST_COMPOSED - 1
             for start in range(MOST_COMPOSED, len(names), step):
-                target.compose([target, *(self._blob(name) for name in names[start : start + step])])
+                parts = [self._blob(name) for name in (key, *names[start : start + step])]
+                # A blob that knows the checksum of what it held sends it as that of what it will hold.
+                self._blob(key).compose(parts)
 
     def _bucket(self) -> Any:
         return self._google.storage().bucket(self.bucket)

@@ -17,7 +17,7 @@ def command(job: str, no_wait: bool) -> None:
     import time
 
     client = options.make_client()
-    record = client.get(job)
+    record = client.latest(client.get(job).id)
     if record.over:
         click.echo(f"{record.id} is over already: {record.state}")
         return

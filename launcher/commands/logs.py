@@ -18,8 +18,8 @@ def command(job: str | None, follow: bool, tail: int | None, as_json: bool) -> N
 
     from backends.base import JobStatus, LogLine
     from launcher.events import Event, from_line
-    from launcher.live import as_words, in_trouble
-    from launcher.observing import Trouble
+    from launcher.live import as_words, in_trouble, submitted_anew
+    from launcher.observing import Resubmitted, Trouble
     from launcher.outcome import detaching
 
     client = options.make_client()
@@ -35,10 +35,12 @@ def command(job: str | None, follow: bool, tail: int | None, as_json: bool) -> N
             click.echo(line)
 
     if follow:
-        with detaching(job_id):
+        with detaching(client, job_id):
             for item in client.follow(job_id):
                 if isinstance(item, Trouble):
                     click.echo(in_trouble(item), err=True)
+                elif isinstance(item, Resubmitted):
+                    click.echo(submitted_anew(item), err=True)
                 elif not isinstance(item, JobStatus):
                     show(item)
         return

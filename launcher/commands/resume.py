@@ -16,7 +16,7 @@ def command(job: str, detach: bool, as_json: bool) -> None:
     import json
 
     from launcher import screen
-    from launcher.outcome import stay
+    from launcher.outcome import stay, unfollowed
 
     client = options.make_client()
     console = screen.err()
@@ -25,5 +25,7 @@ def command(job: str, detach: bool, as_json: bool) -> None:
         print(json.dumps({"event": "submitted", "id": record.id, "ref": record.ref}), flush=True)
     else:
         console.print(f"{record.id} goes on from {record.resumes}")
+    if detach and client.needs_follower(record):
+        console.print(unfollowed(record), soft_wrap=True)
     if not detach:
         stay(client, record.id, as_json)

@@ -35,7 +35,7 @@ def command(
     """Train what JOB_FILE (default: launch.yaml) says, and stay until it is done."""
     from launcher import screen
     from launcher.load import load_job
-    from launcher.outcome import describe, stay
+    from launcher.outcome import describe, stay, unfollowed
 
     client = options.make_client()
     console = screen.err()
@@ -50,6 +50,8 @@ def command(
     record = client.submit(planned, progress)
     if as_json:
         print(json.dumps({"event": "submitted", "id": record.id, "ref": record.ref}), flush=True)
+    if detach and client.needs_follower(record):
+        console.print(unfollowed(record), soft_wrap=True)
     if not detach:
         stay(client, record.id, as_json)
     elif as_json:

@@ -34,7 +34,8 @@ def command(job: str | None, as_json: bool) -> None:
     if record.reason:
         rows.append(("reason", record.reason))
     if record.resumes:
-        rows.append(("resumes", record.resumes))
+        again = f" (submitted anew, the {record.resubmits}. time)" if record.resubmits else ""
+        rows.append(("resumes", f"{record.resumes}{again}"))
     if record.folder:
         rows.append(("folder", record.folder))
     console.print(screen.facts(rows))

@@ -19,7 +19,7 @@ from backends.base import Backend, JobRef, JobStatus, LogLine, Plan, Site
 from cost.estimate import estimate
 from launcher.bundle import build_bundle
 from launcher.events import Event, from_line
-from launcher.observing import LAST_EVENT
+from launcher.observing import LAST_EVENTS
 from launcher.spec import JobSpec, Resources
 
 GAVE_UP = "the scorer gave up on purpose"
@@ -229,8 +229,8 @@ class ContractJobs:
         while True:
             ran.statuses.append(backend.status(ran.ref))
             ran.live += backend.logs(ran.ref, ran.live[-1].cursor if ran.live else None)
-            last = LAST_EVENT.get(ran.last.state)
-            if until() or (last and (last in names(ran.live) or not backend.capabilities.drain_s)):
+            last = LAST_EVENTS.get(ran.last.state)
+            if until() or (last and (set(last) & set(names(ran.live)) or not backend.capabilities.drain_s)):
                 break
             if time.monotonic() > deadline:
                 backend.cancel(ran.ref)

@@ -151,6 +151,55 @@ class TestAzureML(BackendContract):
         assert len(told) == 2
         self.azure.clear()
 
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"vault_roles": []}, "--role 'Key Vault Secrets User' --scope /subscriptions/"),
+            ({"vault_roles": ["21090545-7ca7-4776-b22c-e363652d74d2"]}, "az role assignment create"),
+            ({"vault_policies": ["list"]}, "az keyvault set-policy --name fakevault --object-id 5555"),
+            ({"vault_roles": ["b86a8fe4-44ce-4948-aee5-eccb2c155cd7"]}, None),
+            ({"vault_roles": ["made-here-custom"]}, None),
+            ({"vault_policies": ["Get", "List"]}, None),
+        ],
+    )
+    def test_the_jobs_identity_must_be_able_to_read_the_vault(
+        self, planned: Plan, settings: dict[str, Any], said: str | None
+    ) -> None:
+        self.azure.clear()
+        self.azure.set(**settings)
+        told = [
+            p for p in self.make_backend(Path("unused")).check(self.site(), planned) if "may not read" in p.what
+        ]
+        self.azure.clear()
+        assert [p.fatal for p in told] == ([] if said is None else [True])
+        assert all(said and said in p.fix for p in told)
+
+    def test_an_identity_or_a_vault_that_is_not_there_is_told(self, planned: Plan) -> None:
+        self.azure.clear()
+        backend = self.make_backend(Path("unused"))
+        for changed, said in (("identity", "az identity create"), ("key_vault", "az keyvault list")):
+            wrong = {"identity": "0" * 8 + "-0000-0000-0000-" + "0" * 12, "key_vault": "elsewhere"}[changed]
+            site = dataclasses.replace(self.site(), facts={**self.site().facts, changed: wrong})
+            assert any(said in p.fix for p in backend.check(site, planned))
+
+    def test_an_image_that_is_not_there_is_told(self, planned: Plan) -> None:
+        self.azure.clear()
+        backend, told = self.make_backend(Path("unused")), {}
+        for image in ("fakeregistry.azurecr.io/finelaunch/train:1", "fakeregistry.azurecr.io/finelaunch/train:2"):
+            properties = {"image": image, "isAnonymous": False}
+            request = {**planned.request, "environment": {"properties": properties}}
+            plan = dataclasses.replace(planned, request=request)
+            told[image[-1]] = [p for p in backend.check(self.site(), plan) if "image" in p.what]
+        assert told["1"] == []
+        (missing,) = told["2"]
+        assert missing.fatal
+        assert "az acr repository show-tags --name fakeregistry" in missing.fix
+        self.azure.deny("registry:*")
+        (unsure,) = [p for p in backend.check(self.site(), plan) if "image" in p.what]
+        self.azure.clear()
+        assert not unsure.fatal
+        assert "az acr repository show" in unsure.fix
+
     def test_a_cluster_is_held_against_the_job(self, planned: Plan) -> None:
         size = planned.offer.instance_type
         self.azure.set(computes={"small": {"vmSize": size, "maxNodeCount": 0}, "other": {"vmSize": "Standard_D2"}})

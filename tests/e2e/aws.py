@@ -8,17 +8,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.laptop import UsersMachine
+from tests.e2e.laptop import CloudLaptop
 from tests.emulators.sagemaker.emulator import SageMakerEmulator
 
 
 @dataclass(kw_only=True)
-class Laptop(UsersMachine):
+class Laptop(CloudLaptop):
     """One user's machine: its folders, its credentials file, the account it works with."""
 
+    backend = "sagemaker"
     aws: SageMakerEmulator
     role: str
     bucket: str
+
+    @property
+    def cloud(self) -> SageMakerEmulator:
+        return self.aws
 
     @property
     def env(self) -> dict[str, str]:
@@ -46,9 +51,16 @@ class Laptop(UsersMachine):
         )
         assert done.returncode == 0, done.stderr
 
-    def jobs_at_aws(self) -> list[str]:
+    def jobs_there(self) -> list[str]:
         found = self.aws.client("sagemaker").list_training_jobs(MaxResults=100)["TrainingJobSummaries"]
         return [job["TrainingJobName"] for job in found]
+
+    def uploads(self) -> int:
+        return sum(call.operation == "PutObject" and not call.role for call in self.aws.calls)
+
+    def objects(self) -> list[str]:
+        found = self.aws.client("s3").list_objects_v2(Bucket=self.bucket)
+        return [item["Key"] for item in found.get("Contents", ())]
 
 
 @contextmanager

@@ -7,15 +7,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.laptop import UsersMachine
+from tests.e2e.laptop import CloudLaptop
 from tests.emulators.azureml.emulator import AzureMLEmulator
 
 
 @dataclass(kw_only=True)
-class AzureLaptop(UsersMachine):
+class AzureLaptop(CloudLaptop):
     """One user's machine: its folders, and the subscription that it works with."""
 
+    backend = "azureml"
     azure: AzureMLEmulator
+
+    @property
+    def cloud(self) -> AzureMLEmulator:
+        return self.azure
 
     @property
     def env(self) -> dict[str, str]:
@@ -29,6 +34,18 @@ class AzureLaptop(UsersMachine):
             "--workspace", azure.workspace, "--key-vault", azure.vault, "--identity", azure.identity,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
+
+    def jobs_there(self) -> list[str]:
+        return self.azure.jobs()
+
+    def uploads(self) -> int:
+        return len(self.azure.calls("PutBlob"))
+
+    def objects(self) -> list[str]:
+        return list(self.azure.blobs("finelaunch/"))
+
+    def asked(self) -> int:
+        return len(self.azure.calls())
 
 
 @contextmanager

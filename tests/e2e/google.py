@@ -7,17 +7,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.e2e.laptop import UsersMachine
+from tests.e2e.laptop import CloudLaptop
 from tests.emulators.vertex.emulator import VertexEmulator
 
 
 @dataclass(kw_only=True)
-class Laptop(UsersMachine):
+class Laptop(CloudLaptop):
     """One user's machine, and the project that it works with."""
 
+    backend = "vertex"
     google: VertexEmulator
     account: str
     bucket: str
+
+    @property
+    def cloud(self) -> VertexEmulator:
+        return self.google
 
     @property
     def env(self) -> dict[str, str]:
@@ -33,12 +38,13 @@ class Laptop(UsersMachine):
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
 
+    def jobs_there(self) -> list[str]:
+        return self.google.job_names()
+
     def objects(self) -> list[str]:
-        """Of everything in the bucket."""
         return [blob.name for blob in self.google.storage().list_blobs(self.bucket)]
 
     def uploads(self) -> int:
-        """How many objects launch has sent."""
         calls = self.google.calls
         return sum((c.operation, c.who, c.service) == ("Upload", "developer", "storage") for c in calls)
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 STEP = '"event": "step"'
 
@@ -47,3 +48,33 @@ class UsersMachine:
         assert done.returncode == 0, done.stderr
         found: Mapping[str, object] = json.loads(done.stdout)
         return found
+
+
+class CloudLaptop(UsersMachine):
+    """A machine that is set up for one vendor's backend; `cloud` is the vendor's emulator."""
+
+    backend: ClassVar[str]
+
+    @property
+    def cloud(self) -> Any:
+        raise NotImplementedError
+
+    def log_in(self) -> None:
+        """What the user types when a login has expired."""
+        self.cloud.login()
+
+    def jobs_there(self) -> list[str]:
+        """Names of the jobs that the vendor has."""
+        raise NotImplementedError
+
+    def uploads(self) -> int:
+        """How many objects launch has sent."""
+        raise NotImplementedError
+
+    def objects(self) -> list[str]:
+        """Of everything that is stored."""
+        raise NotImplementedError
+
+    def asked(self) -> int:
+        """How many requests the vendor has had."""
+        return len(self.cloud.calls)

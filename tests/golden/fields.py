@@ -36,7 +36,7 @@ FIELDS: dict[str, Any] = {
     "output.merged": True,
     "resources.gpu": "H100", "resources.gpus": 8, "resources.nodes": 2, "resources.spot": True,
     "resources.disk_gib": 777, "resources.max_hours": 9.0, "resources.max_wait_hours": 11.0,
-    "resources.region": "REGION", "resources.fallback": ["FALLBACK"],
+    "resources.resubmits": 5, "resources.region": "REGION", "resources.fallback": ["FALLBACK"],
     "resources.image": f"registry.example.com/team/train@{DIGEST}", "resources.offline": True,
     "budget": 25, "env": {"COLOUR": "blue"}, "secrets": ["HF_TOKEN"],
     "backend_options": "OPTIONS", "site": "SITE", "tags": {"cost-centre": "nlp"},
@@ -46,6 +46,7 @@ FIELDS: dict[str, Any] = {
 LAUNCHER_ONLY = {
     "backend": "chooses the backend",
     "budget": "checked by the launcher before the job is sent",
+    "resources.resubmits": "read by who follows the job",
     "train.dry_run_steps": "job.json",
 }
 """Fields that no request needs to hold, and why."""

@@ -195,6 +195,11 @@ def test_hours_that_are_over_checkpoint_and_exit_143(new_job):
     assert stopped["reason"] == "deadline" and stopped["step"] == job.steps_kept()[-1] > 0
     assert job.state() == "stopped"
 
+    said = job.events()  # a vendor that starts it again by itself is not paid for another training
+    code, log = job.run()
+    assert code == 143 and "its hours are over" in log
+    assert job.events() == said and job.state() == "stopped"
+
     code, _ = job.run(LAUNCH_DEADLINE=str(time.time() - 1))
     assert (
         code == 143 and job.named("stopped")[-1] | {"reason": "deadline", "step": None} == job.named("stopped")[-1]

@@ -18,7 +18,9 @@ from tests.emulators.azureml.world import (
     DATASTORES,
     DEVELOPER,
     GROUP,
+    IDENTITY,
     PATH,
+    PRINCIPAL,
     REGION,
     SUBSCRIPTION,
     VAULT,
@@ -100,12 +102,41 @@ def _outside(world: World, request: Request) -> Answer:
         rows = {f: f"{f} Cluster Dedicated vCPUs" for f in sorted(families)}
         rows["low-priority"] = "Total Cluster Low Priority Regional vCPUs"
         return told({"value": [_usage(world, name, words) for name, words in rows.items()]})
+    if (found := _of_rights(world, path)) is not None:
+        return found
     group = re.fullmatch(r"/subscriptions/([^/]+)/resourceGroups/([^/]+)/.*", path)
     if group and group[1] != SUBSCRIPTION:
         return refused(404, "SubscriptionNotFound", f"The subscription '{group[1]}' could not be found.")
     if group and group[2] != GROUP:
         return refused(404, "ResourceGroupNotFound", f"Resource group '{group[2]}' could not be found.")
     return refused(404, "ResourceNotFound", f"The Resource '{path}' was not found.")
+
+
+def _of_rights(world: World, path: str) -> Answer | None:
+    """The jobs' identity, the key vault, and what the one may do with the other."""
+    settings, below = world.settings, f"/subscriptions/{SUBSCRIPTION}/providers"
+    vault_id = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers/Microsoft.KeyVault/vaults/{VAULT}"
+    allowed = {"objectId": PRINCIPAL, "permissions": {"secrets": settings.vault_policies or []}}
+    vault = {
+        "id": vault_id, "name": VAULT,
+        "properties": {
+            "enableRbacAuthorization": settings.vault_policies is None, "accessPolicies": [allowed],
+        },
+    }  # fmt: skip
+    if path == f"{below}/Microsoft.ManagedIdentity/userAssignedIdentities":
+        return told({"value": [{"properties": {"clientId": IDENTITY, "principalId": PRINCIPAL}}]})
+    if path == f"{below}/Microsoft.KeyVault/vaults":
+        return told({"value": [vault]})
+    if path == vault_id:
+        return told(vault)
+    roles = "providers/Microsoft.Authorization"
+    if path == f"{vault_id}/{roles}/roleAssignments":
+        definitions = [f"/subscriptions/{SUBSCRIPTION}/{roles}/roleDefinitions/{r}" for r in settings.vault_roles]
+        return told({"value": [{"properties": {"roleDefinitionId": each}} for each in definitions]})
+    if path.startswith(f"/subscriptions/{SUBSCRIPTION}/{roles}/roleDefinitions/"):
+        kind = "CustomRole" if path.endswith("-custom") else "BuiltInRole"
+        return told({"id": path, "properties": {"type": kind}})
+    return None
 
 
 def _usage(world: World, name: str, words: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 HOSTS = (
     "management.azure.com", "login.microsoftonline.com", "*.api.azureml.ms", "*.blob.core.windows.net",
     "*.vault.azure.net",
+    "*.azurecr.io",
 )  # fmt: skip
 DAYS = 2
 

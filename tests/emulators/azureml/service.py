@@ -6,13 +6,17 @@ from urllib.parse import parse_qs
 
 from tests.emulators.azureml import arm, blobs
 from tests.emulators.azureml.wire import Answer, Request, refused, told
-from tests.emulators.azureml.world import ACCOUNT, DEVELOPER, IDENTITY, REGION, VAULT, World
+from tests.emulators.azureml.world import ACCOUNT, DEVELOPER, IDENTITY, REGION, REGISTRY, VAULT, World
 
 LOGIN_HOST, ARM_HOST = "login.microsoftonline.com", "management.azure.com"
 SERVICE_HOST, BLOB_HOST = f"{REGION}.api.azureml.ms", f"{ACCOUNT}.blob.core.windows.net"
 VAULT_HOST = f"{VAULT}.vault.azure.net"
 VAULT_AUDIENCE = "https://vault.azure.net"
-SERVICES = {LOGIN_HOST: "aad", ARM_HOST: "arm", SERVICE_HOST: "history", BLOB_HOST: "blob", VAULT_HOST: "vault"}
+REGISTRY_HOST = f"{REGISTRY}.azurecr.io"
+SERVICES = {
+    LOGIN_HOST: "aad", ARM_HOST: "arm", SERVICE_HOST: "history", BLOB_HOST: "blob", VAULT_HOST: "vault",
+    REGISTRY_HOST: "registry",
+}  # fmt: skip
 """Every host that is emulated."""
 
 
@@ -27,12 +31,15 @@ def operation(request: Request) -> str:
         return "Token" if request.path.endswith("/token") else "Discover"
     if service == "history":
         return "GetRun" if "/runs/" in request.path else "Discover"
+    if service == "registry":
+        return "GetManifest" if request.method == "GET" else "Token"
     return f"{request.method.capitalize()}Secret"
 
 
 def answer(world: World, request: Request) -> Answer:
     """What the host answers."""
-    made = {"aad": _sign_in, "arm": arm.answer, "history": _history, "blob": blobs.answer, "vault": _vault}
+    made = {"aad": _sign_in, "arm": arm.answer, "history": _history, "blob": blobs.answer, "vault": _vault,
+            "registry": _registry}  # fmt: skip
     return made[SERVICES[request.host]](world, request)
 
 
@@ -87,6 +94,27 @@ def _vault(world: World, request: Request) -> Answer:
     if parts[-1] == "versions":
         return told({"value": [{"id": f"{base}/{n + 1}"} for n in range(len(versions))], "nextLink": None})
     return told({"value": versions[-1], "id": f"{base}/{len(versions)}", "attributes": {}})
+
+
+def _registry(world: World, request: Request) -> Answer:
+    """A sign-in is exchanged for a refresh token, that for one that reads one repository."""
+    if request.method == "POST":
+        asked = {name: values[0] for name, values in parse_qs(request.body.decode()).items()}
+        if request.path == "/oauth2/exchange":
+            who = world.holder(f"Bearer {asked['access_token']}", arm.AUDIENCE)
+            if who is None or asked["service"] != REGISTRY_HOST:
+                return refused(401, "UNAUTHORIZED", "authentication required")
+            return told({"refresh_token": world.new_token(who, REGISTRY_HOST)})
+        who = world.holder(f"Bearer {asked['refresh_token']}", REGISTRY_HOST)
+        if who is None:
+            return refused(401, "UNAUTHORIZED", "authentication required")
+        return told({"access_token": world.new_token(who, asked["scope"])})
+    repository, _, reference = request.path.removeprefix("/v2/").partition("/manifests/")
+    if world.holder(request.headers.get("authorization"), f"repository:{repository}:pull") is None:
+        return refused(401, "UNAUTHORIZED", "authentication required")
+    if f"{repository}:{reference}" not in world.settings.images:
+        return refused(404, "MANIFEST_UNKNOWN", f"manifest tagged by {reference} is not found")
+    return told({"schemaVersion": 2})
 
 
 def identity_token(world: World, query: dict[str, str], header: str | None) -> Answer:

@@ -22,6 +22,9 @@ GROUP, WORKSPACE, REGION, ACCOUNT, VAULT = "fake-group", "fake-space", "eastus",
 TENANT = "22222222-2222-2222-2222-222222222222"
 IDENTITY = "44444444-4444-4444-4444-444444444444"
 """Client id of the managed identity that jobs may have."""
+PRINCIPAL = "55555555-5555-5555-5555-555555555555"
+"""The same identity's object id."""
+REGISTRY = "fakeregistry"
 DEVELOPER = "developer"
 DATASTORES = {"workspaceblobstore": "azureml-blobstore", "workspaceartifactstore": "azureml"}
 """Datastore -> its container."""
@@ -48,6 +51,12 @@ class Settings:
     """What listSecrets answers: `sas`, or `none` for a datastore without credentials (the user's sign-in)."""
     quotas: dict[str, int] = field(default_factory=dict)
     """Family, or `low-priority` -> vCPUs; default: 1000."""
+    vault_roles: list[str] = field(default_factory=lambda: ["4633458b-17de-408a-b874-0445c86b69e6"])
+    """Ids of the roles that the jobs' identity has on the vault; none where `vault_policies` says who may what."""
+    vault_policies: list[str] | None = None
+    """What the vault's access policy lets the identity do with secrets."""
+    images: list[str] = field(default_factory=lambda: ["finelaunch/train:1"])
+    """What the container registry has."""
     computes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Name -> {vmSize, vmPriority, maxNodeCount}."""
     life_s: float = 1800

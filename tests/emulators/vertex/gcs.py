@@ -206,7 +206,8 @@ class CloudStorage:
         """compose, rewriteTo and copyTo."""
         temporary = self._temporary / secrets.token_hex(12)
         if rest[4] == "compose":
-            sources = json.loads(body)["sourceObjects"]
+            asked = json.loads(body)
+            sources = asked["sourceObjects"]
             if len(sources) > MOST_COMPOSED:
                 raise invalid(
                     f"The number of source components provided ({len(sources)}) exceeds the maximum (32)"
@@ -214,6 +215,8 @@ class CloudStorage:
             with temporary.open("wb") as file:
                 for source in sources:
                     file.write(self.there(bucket, source["name"]).read_bytes())
+            if (crc := asked.get("destination", {}).get("crc32c")) and crc != _crc32c(temporary.read_bytes()):
+                raise invalid("Provided CRC32C does not match calculated CRC32C")
             self._put(temporary, self.file(bucket, name))
             return _told(self.told(bucket, name))
         _, target, _, other = rest[5:9] if len(rest) >= 9 else ("", "", "", "")

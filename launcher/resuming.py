@@ -1,0 +1,135 @@
+"""Jobs that go on from the checkpoints of another: one that a user resumes, one that a follower submits anew."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from decimal import Decimal
+
+from backends.base import Backend, JobRef, Progress
+from backends.container import max_hours
+from launcher.data.check import DataReport
+from launcher.errors import (
+    CapacityError,
+    ConfigError,
+    CredentialsError,
+    LaunchError,
+    OverBudgetError,
+    UnreachableError,
+)
+from launcher.observing import Patience, Trouble
+from launcher.planning import LEAST_HOURS, Planned, choose, render
+from launcher.spec import JobSpec
+from launcher.store import JobRecord, Store
+
+MOST_RESUBMITS = 3
+"""Of a job that doesn't say `resources.resubmits`."""
+LOOK_S = 0.5
+"""Between two looks at a job that another launcher submits now."""
+
+
+class Resuming:
+    """`refresh` brings a record up to date; `submit` starts a plan in the place of a job, as the Nth time anew."""
+
+    def __init__(
+        self, store: Store, backend: Callable[[str], Backend], refresh: Callable[[JobRecord], JobRecord],
+        submit: Callable[[Planned, Progress, JobRecord, int], JobRecord],
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._backend = backend
+        self._refresh = refresh
+        self._submit = submit
+
+    def by_user(self, old: JobRecord, progress: Progress) -> JobRecord:
+        """A job that goes on from one that ended early, with the limits that the user wrote."""
+        first = old
+        while first.resubmits and (before := self._store.get(first.resumes or "")):
+            first = before
+        return self._go_on(old, JobSpec.model_validate(first.spec), progress, 0)
+
+    def latest(self, record: JobRecord) -> JobRecord:
+        """The job itself, or the one that followers have put in its place by now."""
+        while after := next((r for r in self._put_in_place_of(record) if r.ref), None):
+            record = after
+        return record
+
+    def in_place_of(self, lost: JobRecord, watched: bool) -> Generator[Trouble, None, JobRecord | None]:
+        """The job that goes on for one that lost its spot capacity, submitted unless it is there; None: none does.
+
+        A job that nobody `watched` is gone on from only where a follower had begun to: looking at what is
+        long over spends nothing. Of two followers, and after one that was killed, there is one job.
+        """
+        patience = Patience(self._backend(lost.backend).capabilities.poll_s)
+        begun: list[JobRecord] = []
+        while True:
+            try:
+                begun = [self._refresh(record) for record in self._put_in_place_of(lost)]
+                if submitted := next((record for record in begun if record.ref), None):
+                    return submitted
+                if any(not record.over for record in begun):
+                    time.sleep(LOOK_S)
+                elif watched or begun:
+                    return self._go_on(lost, what_is_left(lost), lambda _: None, lost.resubmits + 1)
+                else:
+                    return None
+            except (CredentialsError, UnreachableError) as exc:
+                yield from patience.wait(exc)
+            except LaunchError as exc:
+                if len(self._put_in_place_of(lost)) > len(begun):  # another follower was quicker
+                    continue
+                self._store.update(lost.id, reason=f"{lost.reason}; not submitted again: {exc.message}")
+                return None
+
+    def _put_in_place_of(self, record: JobRecord) -> list[JobRecord]:
+        found = self._lineage(record.lineage)
+        return [other for other in found if other.resubmits and other.resumes == record.id]
+
+    def _lineage(self, lineage: str) -> list[JobRecord]:
+        return [record for record in self._store.find(lineage) if record.lineage == lineage]
+
+    def _go_on(self, old: JobRecord, job: JobSpec, progress: Progress, resubmits: int) -> JobRecord:
+        """Submit `job` on the checkpoints and with the bundle of `old`."""
+        target = self._backend(old.backend)
+        siblings = self._lineage(old.lineage)
+        busy = [record for record in siblings if not self._refresh(record).over]
+        if busy:
+            raise ConfigError(f"{busy[0].id} already goes on from {old.lineage}", f"launch watch {busy[0].id}")
+        token = _next_token(old.lineage, [record.id for record in siblings])
+        assert old.ref is not None
+        bundle = target.bundle(JobRef.parse(old.ref))
+        job, offer = choose(target, job)
+        plan = render(target, job, offer, bundle, token, old.lineage)
+        report = DataReport(**old.data) if old.data else None
+        return self._submit(Planned(plan=plan, data=report), progress, old, resubmits)
+
+
+def most_resubmits(job: JobSpec) -> int:
+    """How often the job may be submitted anew."""
+    return MOST_RESUBMITS if job.resources.resubmits is None else job.resources.resubmits
+
+
+def what_is_left(lost: JobRecord) -> JobSpec:
+    """The job with what its lost machine has left of its hours and its budget.
+
+    Raises CapacityError or OverBudgetError when that is nothing.
+    """
+    job = JobSpec.model_validate(lost.spec)
+    if lost.resubmits >= most_resubmits(job):
+        raise CapacityError(f"that was done {lost.resubmits} times, and resources.resubmits allows no more")
+    used = (lost.ended - lost.started).total_seconds() / 3600 if lost.started and lost.ended else 0.0
+    hours = max_hours(job) - used
+    if hours < LEAST_HOURS:
+        raise OverBudgetError(f"it has run {used:.1f} of its {max_hours(job):g} hours")
+    changes: dict[str, object] = {"resources": job.resources.model_copy(update={"max_hours": hours})}
+    if job.budget is not None:
+        left = job.budget - Decimal(lost.estimate.get("hourly") or 0) * Decimal(used)
+        if left <= 0:
+            raise OverBudgetError(f"the budget of ${job.budget} is used up")
+        changes["budget"] = left
+    return job.model_copy(update=changes)
+
+
+def _next_token(lineage: str, taken: Sequence[str]) -> str:
+    """LINEAGE-r2, -r3, ...: one above the highest that is taken."""
+    numbers = [id.removeprefix(f"{lineage}-r") for id in taken]
+    return f"{lineage}-r{max((int(n) for n in numbers if n.isdecimal()), default=1) + 1}"
