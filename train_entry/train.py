@@ -272,6 +272,7 @@ def _finish(
     callback: JobCallback,
 ) -> None:  # fmt: skip
     from train_entry.artifact import list_files, prediction_rows, write_artifact
+    from train_entry.general import drop
     from train_entry.loop import barrier
 
     if not at.first:
@@ -289,6 +290,7 @@ def _finish(
             "task": at.job.task,
             "baseline": baseline["metrics"] if baseline else None,
             "tuned": tuned,
+            "general_drop": drop(baseline["metrics"] if baseline else None, tuned),
             "train": {
                 **figures,
                 "tokens": callback.progress.tokens,
@@ -311,10 +313,14 @@ def _finish(
 
 def judge_rows(at: Context, model: Any, tokenizer: Any, data: Dataset) -> tuple[dict[str, Any], list[str]]:
     """(metrics, answers) of the model on the rows that are judged. Raises Stopped between batches."""
+    from train_entry import general
     from train_entry.evaluate import judge
 
     rows = judged_rows(at.job, data)
-    return judge(model, tokenizer, at.job, rows, data.labels, at.inputs, lambda: _check_stop(at))
+    metrics, answers = judge(model, tokenizer, at.job, rows, data.labels, at.inputs, lambda: _check_stop(at))
+    if at.job.eval.general:
+        metrics["general"] = general.score(model, tokenizer, at.job, lambda: _check_stop(at))
+    return metrics, answers
 
 
 def _train_figures(callback: JobCallback) -> dict[str, Any]:
