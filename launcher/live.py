@@ -172,6 +172,9 @@ def as_words(event: Event) -> str | None:
         return f"checkpoint at step {fields['step']}"
     if event.name == "resumed":
         return f"going on from the checkpoint of step {fields['step']}"
+    if event.name == "micro_batch":
+        instead = f"{fields['rows']} rows a forward pass instead of {fields['was']}"
+        return f"out of memory at step {fields['step']}: goes on with {instead}"
     if event.name == "stopped" and fields["reason"] != "dry_run":
         return f"stopped ({fields['reason']})"
     return None

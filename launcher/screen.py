@@ -251,6 +251,9 @@ def figures_table(evaluation: Mapping[str, Any]) -> Table | None:
                 table.add_row(f"{FIGURE_NAMES[figure]}{named}", *_change(b.get(figure), a.get(figure)))
     for figure, value in (after.get("scorer") or before.get("scorer") or {}).items():
         table.add_row(f"scorer: {figure}", *_change((before.get("scorer") or {}).get(figure), value))
+    general = [(side.get("general") or {}).get("log_prob") for side in (before, after)]
+    if general != [None, None]:
+        table.add_row("general questions, log-prob a token", *_change(*general))
     return table
 
 

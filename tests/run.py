@@ -25,7 +25,9 @@ INSIDE = "--inside"
 WALL = "FINELAUNCH_TESTS_WALL"
 """Set when the tests run where there is no network but loopback."""
 WHEELS = cache() / "tests" / "wheels"
-OVERLAY_PACKAGES = ("pytest", "pytest-timeout")
+SPREAD = ("-n", "auto", "--dist", "loadscope", "--durations", "15")
+"""A worker a core; what shares an emulator or a trained job stays together."""
+OVERLAY_PACKAGES = ("pytest", "pytest-timeout", "pytest-xdist")
 
 
 def main(arguments: list[str]) -> int:
@@ -58,7 +60,8 @@ def _tell(line: str) -> None:
 def _pytest_for(python: Path) -> Path:
     """A folder with pytest for the training environment, as the constraints pin it."""
     constraints = ROOT / "constraints.txt"
-    mark = hashlib.sha256(constraints.read_bytes() + str(python).encode()).hexdigest()[:16]
+    wanted = f"{python} {' '.join(OVERLAY_PACKAGES)}"
+    mark = hashlib.sha256(constraints.read_bytes() + wanted.encode()).hexdigest()[:16]
     folder = cache() / "environments" / f"pytest-{mark}"
     if not folder.is_dir():
         building = folder.with_name(f"{folder.name}.{os.getpid()}")
@@ -100,14 +103,19 @@ def _inside(python: str, overlay: str, arguments: list[str]) -> int:
     rest = [a for a in chosen if not a.startswith("tests/train")]
     codes = []
     if any(not a.startswith("-") for a in rest):
-        # A worker a core; what shares an emulator stays together.
-        spread = [] if arguments else ["-n", "auto", "--dist", "loadscope", "--durations", "15"]
+        spread = () if arguments else SPREAD
         command = [sys.executable, "-m", "pytest", *spread, *rest, "--ignore", "tests/train"]
         codes.append(subprocess.run(command, cwd=ROOT, env=env, check=False).returncode)
     if any(not a.startswith("-") for a in train):
         paths = ["tests/train" if a == "tests" else a for a in train]
-        command = [python, "-m", "pytest", "-p", "no:cacheprovider", "--confcutdir", "tests/train", *paths]
+        whole = paths == ["tests/train"]
+        command = [
+            python, "-m", "pytest", "-p", "no:cacheprovider", "--confcutdir", "tests/train",
+            *(SPREAD if whole else ()), *paths,
+        ]  # fmt: skip
         train_env = {**env, "PYTHONPATH": os.pathsep.join((overlay, str(ROOT)))}
+        if whole:  # a thread a worker
+            train_env["OMP_NUM_THREADS"] = "1"
         codes.append(subprocess.run(command, cwd=ROOT, env=train_env, check=False).returncode)
     return max(codes, default=0)
 

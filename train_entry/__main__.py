@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from train_entry import memory, watchdog
 from train_entry.cluster import RENDEZVOUS_S, Cluster
 from train_entry.config import JobFileError, TrainJob, read_job
 from train_entry.events import EventWriter, hush, say
@@ -75,8 +76,8 @@ class Entry:
         self.cluster, self.unclear = _cluster()
         self.work = work_folder(self.outputs, self.cluster.rank)
         self.work.mkdir(parents=True, exist_ok=True)
-        for old in (self.work / "stop", self.work / FAILURE, *self.work.glob("rank-*.pid")):
-            old.unlink(missing_ok=True)
+        (self.work / "stop").unlink(missing_ok=True)
+        self.forget_ranks()
         self.stop_file = self.work / "stop"
         if self.asked:
             self.stop_file.touch()
@@ -120,10 +121,13 @@ class Entry:
             self.note(error, exc)
             say(mask(f"failed ({error.kind}): {error.message}"), sys.stderr)
             code = 1
-        if code not in (0, PREEMPTED):
-            self.tell_failure(code)
-        if self.first:
-            self.leave_state({0: "succeeded", PREEMPTED: "stopped"}.get(code, "failed"), code)
+        try:
+            if code not in (0, PREEMPTED):
+                self.tell_failure(code)
+            if self.first:
+                self.leave_state({0: "succeeded", PREEMPTED: "stopped"}.get(code, "failed"), code)
+        except OSError as exc:  # a full disk must not change how it ended
+            say(f"could not write how it ended: {exc}", sys.stderr)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is decided
         return code if code in (0, PREEMPTED) else 1
 
@@ -189,8 +193,48 @@ class Entry:
         finally:
             self.child = None
 
+    def forget_ranks(self) -> None:
+        """Remove what the ranks of an earlier start have left in the work folder."""
+        left = (FAILURE, memory.AGAIN, "rank-*.pid", "rank-*.pulse")
+        for old in (path for pattern in left for path in self.work.glob(pattern)):
+            old.unlink(missing_ok=True)
+
     def start(self, job: TrainJob) -> int:
-        """Run the ranks to their end, passing on their output without the secrets' values."""
+        """Run the ranks to their end: again, with a smaller micro-batch, while they run out of memory."""
+        while True:
+            code = self.run_ranks(job)
+            less = self.less_memory(code)
+            if less is None:
+                return code
+            self.forget_ranks()
+            if self.first:
+                (self.outputs / FAILURE).unlink(missing_ok=True)
+                self.writer().emit("micro_batch", **less)
+            if self.stopping:
+                return PREEMPTED
+
+    def less_memory(self, code: int) -> dict[str, int] | None:
+        """What a rank that ran out of memory asks for: the fields of the event."""
+        path = self.work / memory.AGAIN
+        if code == 0 or not path.exists():
+            return None
+        less: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))
+        if self.cluster.nodes == 1:
+            return less
+        # The other machines' ranks have failed with this one's, and nobody starts them again in step with it.
+        self.note(
+            JobError(
+                "oom",
+                f"out of memory at step {less['step']} with {less['was']} rows a forward pass",
+                f"it is noted: the next start takes {less['rows']}; launch resume goes on",
+                retry=True,
+            ),
+            None,
+        )
+        return None
+
+    def run_ranks(self, job: TrainJob) -> int:
+        """Run the ranks once, passing on their output without the secrets' values."""
         command = self.cluster.command()
         self.direct = command[-1] == command[2]
         env = self.cluster.environment(os.environ) | QUIET | self.own_environment(job)
@@ -198,6 +242,9 @@ class Entry:
         if self.stopping:  # a signal came while the child was being made
             self.forward()
         assert self.child.stdout is not None
+        guard = watchdog.Watchdog(self.work, watchdog.patience_s(), self.end_hang)
+        if watchdog.patience_s():
+            guard.start()
         for line in self.child.stdout:
             shown = mask(line.decode(errors="surrogateescape"))
             try:
@@ -206,6 +253,7 @@ class Entry:
             except BrokenPipeError:  # whoever read the log is gone; the job is not
                 hush(sys.stdout)
         code = self.child.wait()
+        guard.ended.set()
         # A rank that had no time to set its handler dies of the signal itself; torchrun answers 1 for a stop.
         stopped = self.stopping and self.failure_file() is None
         return PREEMPTED if stopped and code != 0 else code
@@ -251,12 +299,12 @@ class Entry:
             waiter.daemon = True
             waiter.start()
 
-    def signal_ranks(self) -> int:
-        """SIGTERM to every rank of this node; how many there are."""
+    def signal_ranks(self, number: int = signal.SIGTERM) -> int:
+        """A signal to every rank of this node; how many there are."""
         notes = list(self.work.glob("rank-*.pid"))
         for note in notes:
             with contextlib.suppress(OSError, ValueError):
-                os.kill(int(note.read_text()), signal.SIGTERM)
+                os.kill(int(note.read_text()), number)
         return len(notes)
 
     def end_waiting(self) -> None:
@@ -264,6 +312,27 @@ class Entry:
         child = self.child
         if child is not None and not self.signal_ranks():
             child.kill()
+
+    def end_hang(self, silent_s: float) -> None:
+        """The ranks hang: have them write their stacks, say so, and end them."""
+        if hasattr(signal, "SIGUSR1"):
+            self.signal_ranks(signal.SIGUSR1)
+            time.sleep(watchdog.DUMP_S)
+        if not self.first and self.cluster.nodes > 1:
+            return  # the first node ends the job; this one has shown its stacks
+        shown = "the log has the stacks of all their threads" if hasattr(signal, "SIGUSR1") else "see the log"
+        self.note(
+            JobError(
+                "hang",
+                f"no process of this job has done anything for {silent_s:.0f} s",
+                f"{shown}; launch resume goes on from the last checkpoint. LAUNCH_HANG_MINUTES under env: "
+                "sets the patience, 0 turns it off",
+            ),
+            None,
+        )
+        self.signal_ranks(getattr(signal, "SIGKILL", signal.SIGTERM))
+        if self.child is not None:
+            self.child.kill()
 
     def note(self, error: JobError, exc: BaseException | None) -> None:
         """Leave failure.json on this node, and in the output folder unless an earlier cause stands there."""
@@ -281,7 +350,8 @@ class Entry:
         if self.failure_file() is None:
             self.note(self.unexplained(code), None)
         path = self.failure_file()
-        assert path is not None
+        if path is None:  # the disk is full
+            return
         failure = json.loads(path.read_text(encoding="utf-8"))
         told = {k: failure[k] for k in ("kind", "message", "hint")}
         tell_vendor(JobError(**told))

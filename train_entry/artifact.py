@@ -112,6 +112,10 @@ def _figures(metrics: Mapping[str, Any]) -> list[str]:
         for name in names
         if name in before or name in after
     ]
+    general = [(side.get("general") or {}).get("log_prob") for side in (before, after)]
+    if general != [None, None]:
+        cells = " | ".join(_cell(value) for value in general)
+        rows.append(f"| general questions, log-probability a token | {cells} |")
     if not rows:
         return ["Not evaluated."]
     count = (after or before)["rows"]

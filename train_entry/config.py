@@ -171,6 +171,9 @@ class Eval:
         tuple[str, ...] | None, Doc("Classification: the labels; default: those of the training rows.")
     ] = None
     generation: Annotated[bool, Doc("Classification: also let the model answer freely and score that.")] = True
+    general: Annotated[
+        bool, Doc("Also score a few general questions, to tell what the model forgets while it learns.")
+    ] = True
     max_new_tokens: Annotated[int, Doc("Tokens a generated answer may have.", ge=1)] = 128
     batch_size: Annotated[int, Doc("Rows a forward pass while judging.", ge=1)] = 16
     scorer: Annotated[str | None, Doc("A Python file of yours with score(rows, answers) -> dict of numbers.")] = (

@@ -10,6 +10,7 @@ eval_loss   step, loss
 eval        which: baseline | tuned, metrics (as in metrics.json)
 checkpoint  step, path
 resumed     step, path
+micro_batch step, rows, was: out of memory in this step; it goes on with `rows` a forward pass, the same batch
 stopped     step, reason: signal | orphaned | deadline | dry_run
 failure     kind, message, hint
 done        steps, train_s, tokens_per_s, step_s, peak_gib, artifact (folder in the output), files
@@ -59,11 +60,13 @@ class EventWriter:
             }
             self._seq += 1
             line = mask(json.dumps(record, ensure_ascii=False, allow_nan=False, default=str))
-            with self._path.open("ab") as file:
-                file.write(line.encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            say(f"{PREFIX}{line}")
+            try:
+                with self._path.open("ab") as file:
+                    file.write(line.encode() + b"\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+            finally:  # on a full disk the log alone has it
+                say(f"{PREFIX}{line}")
             if self._shown is not None and event in SHOWN:
                 # An object store has no folder before there is a file in it, and its mount wants one.
                 self._shown.parent.mkdir(parents=True, exist_ok=True)

@@ -38,8 +38,8 @@ NETWORK = frozenset(
 class JobError(Exception):
     """A failure with a known cause.
 
-    Kinds: data model checkpoint config secrets disk_full oom killed setup diverged error. `retry`: may the next
-    start of the same job get further? None: as the kind and the cause say.
+    Kinds: data model checkpoint config secrets disk_full oom killed hang setup diverged error.
+    `retry`: may the next start of the same job get further? None: as the kind and the cause say.
     """
 
     def __init__(self, kind: str, message: str, hint: str | None = None, retry: bool | None = None) -> None:
@@ -75,15 +75,21 @@ def classify(exc: BaseException) -> JobError:
     return JobError("error", text, "the traceback stands in the log and in failure.json")
 
 
-def write_failure(folder: Path, error: JobError, exc: BaseException | None) -> None:
-    """Write folder/failure.json {kind, message, hint, retry, job, traceback} whole or not at all."""
-    lines = traceback.format_exception(exc) if exc is not None else []
+def write_failure(folder: Path, error: JobError, cause: BaseException | None) -> None:
+    """Write folder/failure.json {kind, message, hint, retry, job, traceback} whole or not at all.
+
+    A full disk takes none of it, and must not hide why the job failed.
+    """
+    lines = traceback.format_exception(cause) if cause is not None else []
     tail = "".join(lines).splitlines()[-TAIL_LINES:]
     body = {
-        "kind": error.kind, "message": error.message, "hint": error.hint, "retry": may_be_mended(error, exc),
+        "kind": error.kind, "message": error.message, "hint": error.hint, "retry": may_be_mended(error, cause),
         "job": _this_job(), "traceback": tail,
     }  # fmt: skip
-    write_atomic(folder / FAILURE, mask(json.dumps(body, indent=1)).encode())
+    try:
+        write_atomic(folder / FAILURE, mask(json.dumps(body, indent=1)).encode())
+    except OSError as exc:  # the log has it, and the exit status
+        print(f"could not write {folder / FAILURE}: {exc}", file=sys.stderr)
 
 
 def may_be_mended(error: JobError, exc: BaseException | None) -> bool:
@@ -164,8 +170,12 @@ def write_atomic(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Containers that share a folder have equal process ids.
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

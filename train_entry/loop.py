@@ -18,9 +18,11 @@ from datasets import Dataset as TokenDataset
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from train_entry import watchdog
 from train_entry.checkpoint import publish
 from train_entry.config import TrainJob
 from train_entry.data import Example, label_ids
+from train_entry.divergence import NotedSteps, refuse_diverged, watch
 from train_entry.failure import JobError
 from train_entry.stop import StopWatch
 
@@ -43,11 +45,13 @@ class Progress:
     train_s: float = 0.0
     tokens: int = 0
     final_loss: float | None = None
+    start_loss: float | None = None
+    high: int = 0
 
 
-def trainer_config(job: TrainJob, work: Path, device: str, world: int) -> SFTConfig:
+def trainer_config(job: TrainJob, work: Path, device: str, world: int, most_rows: int | None = None) -> SFTConfig:
     """The TRL settings; making them also starts the process group when there are several ranks."""
-    micro, accumulate = micro_batches(job, device, world)
+    micro, accumulate = micro_batches(job, device, world, most_rows)
     on_gpu = device != "cpu"
     checkpointing = job.train.gradient_checkpointing
     bf16 = on_gpu and torch.cuda.is_bf16_supported()
@@ -84,9 +88,13 @@ def trainer_config(job: TrainJob, work: Path, device: str, world: int) -> SFTCon
     )
 
 
-def micro_batches(job: TrainJob, device: str, world: int) -> tuple[int, int]:
-    """(rows a forward pass, passes a step) so that rows x passes x ranks is exactly train.batch_size."""
+def micro_batches(job: TrainJob, device: str, world: int, most_rows: int | None = None) -> tuple[int, int]:
+    """(rows a forward pass, passes a step) so that rows x passes x ranks is exactly train.batch_size.
+
+    `most_rows`: what the device is known to take.
+    """
     wanted = job.train.micro_batch or (CPU_MICRO_BATCH if device == "cpu" else GPU_MICRO_BATCH)
+    wanted = min(wanted, most_rows or wanted)
     if job.train.batch_size % world:
         raise JobError(
             "config",
@@ -98,7 +106,7 @@ def micro_batches(job: TrainJob, device: str, world: int) -> tuple[int, int]:
     return micro, share // micro
 
 
-class CompletionTrainer(SFTTrainer):  # type: ignore[misc]
+class CompletionTrainer(NotedSteps, SFTTrainer):  # type: ignore[misc]
     """SFTTrainer whose language-model head sees only the places that predict a learnt token.
 
     TRL's fused head works on every token of the batch: over a third of the time when answers are short.
@@ -206,6 +214,7 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
         self.job, self.progress, self.stop, self.emit = job, progress, stop, emit
         self.work, self.checkpoints, self.parts = work, checkpoints, parts
         self.held_out, self.pad = held_out, pad
+        self.rows_of_step: Callable[[], list[str]] = list
         self.eval_every = 1
         self.stopped: str | None = None
         self.resumed_step = self.last_step = 0
@@ -244,13 +253,19 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
         if last or self.stopped or self._save_due(state.global_step):
             control.should_save = True
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, model: Any = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
             return
         loss, norm = float(logs["loss"]), float(logs.get("grad_norm", 0.0))
-        _refuse_diverged("loss", loss, state.global_step)
-        if not args.fp16:  # there the scaler skips such a step
-            _refuse_diverged("gradient norm", norm, state.global_step)
+        checked = 0.0 if args.fp16 else norm  # there the scaler skips a step without a finite one
+        vocabulary = getattr(model, "module", model).config.get_text_config().vocab_size
+        # The figures are the same on every rank, so all of them ask for the rows or none.
+        watch(
+            self.progress, loss, checked, state.global_step, vocabulary,
+            lambda: [row for rank in gathered(self.rows_of_step()) for row in rank],
+        )  # fmt: skip
+        if self.progress.high and not control.should_training_stop:
+            control.should_save = False  # not what may be spoiled, over what is not
         self.progress.final_loss = loss
         self.emit(
             "step", step=state.global_step, total_steps=state.max_steps, epoch=round(state.epoch or 0, 4),
@@ -284,6 +299,7 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
         barrier()
         if args.local_process_index == 0:
             shutil.rmtree(written, ignore_errors=True)
+        watchdog.beat()
 
     def _judge(self, state: Any, model: Any) -> bool:
         """Measure the held-out loss; True when it has not fallen for long enough."""
@@ -291,8 +307,8 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             plain = getattr(model, "module", model)
             # Not the stop's tick: a stop during training is agreed on at the end of the step.
-            loss = held_out_loss(plain, self.held_out, self.job.eval.batch_size, self.pad, lambda: None)
-            _refuse_diverged("evaluation loss", loss, state.global_step)
+            loss = held_out_loss(plain, self.held_out, self.job.eval.batch_size, self.pad, watchdog.beat)
+            refuse_diverged("evaluation loss", loss, state.global_step)
             self.emit("eval_loss", step=state.global_step, loss=loss)
         loss = broadcast(loss)
         rule = self.job.train.early_stopping
@@ -321,15 +337,6 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
         every = self.job.train.checkpoint_steps
         by_clock = time.monotonic() - self._last_save >= self.job.train.checkpoint_minutes * 60
         return bool(broadcast(by_clock)) or bool(every and step % every == 0)
-
-
-def _refuse_diverged(what: str, value: float, step: int) -> None:
-    if not math.isfinite(value):
-        raise JobError(
-            "diverged",
-            f"the {what} of step {step} is {value}",
-            "lower train.learning_rate, or resume from the last checkpoint with other data",
-        )
 
 
 def load_result(model: Any, folder: Path) -> None:

@@ -9,6 +9,8 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+from train_entry.watchdog import beat
+
 PREEMPTED = 143
 """Exit status of a job that checkpointed and stopped (128 + SIGTERM)."""
 
@@ -45,6 +47,7 @@ class StopWatch:
 
     def reason(self) -> str | None:
         """This process's own reason; ranks agree through `agreed`."""
+        beat()
         if self._signalled or self._stop_file.exists():
             return "signal"
         if self._orphaned():

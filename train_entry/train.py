@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from train_entry import memory, watchdog
 from train_entry.checkpoint import Checkpoint, newest_agreed
 from train_entry.config import TrainJob, fingerprint, read_job
 from train_entry.data import Dataset, judged_rows, load_dataset
@@ -74,6 +75,8 @@ def guarded(run: Callable[[Path], int]) -> int:
         code = run(outputs)
     except Stopped:
         code = PREEMPTED
+    except memory.TakeLess:
+        return 1  # and no failure: __main__ starts the ranks again
     except BaseException as exc:  # noqa: BLE001 - whatever it was, failure.json must say it
         import traceback
 
@@ -84,7 +87,8 @@ def guarded(run: Callable[[Path], int]) -> int:
             return PREEMPTED
         say(mask(traceback.format_exc()), sys.stderr)
         _leave_failure(outputs, error, exc, follower)
-        say(mask(f"failed ({error.kind}): {error.message}"), sys.stderr)
+        hint = f"\n{error.hint}" if error.hint else ""
+        say(mask(f"failed ({error.kind}): {error.message}{hint}"), sys.stderr)
         return 1
     if code == PREEMPTED:  # torchrun makes 1 of it: the file says what it was
         stop_file.touch()
@@ -124,6 +128,7 @@ def context(outputs: Path, checkpoints: Path) -> Context:
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     stop = StopWatch(work / "stop")  # before anything slow
     write_atomic(work / f"rank-{rank}.pid", str(os.getpid()).encode())
+    watchdog.dump_on_request()
     inputs = Path(os.environ["LAUNCH_INPUT_DIR"])
     job = read_job(inputs / "job.json")
     stop.set_limit(job.max_hours)
@@ -149,7 +154,8 @@ def _run(at: Context) -> int:
     from train_entry import loop
     from train_entry.models import load_base, load_tokenizer, with_tuning
 
-    config = loop.trainer_config(at.job, at.work, at.device, at.world)
+    most = memory.most_rows(at.checkpoints, at.device)
+    config = loop.trainer_config(at.job, at.work, at.device, at.world, most)
     at.emit("phase", name="data")
     # Rank 0 fetches and converts, then one rank on each other node; the rest read what they left.
     turn = 0 if at.first else 1 if at.leader else 2
@@ -173,6 +179,7 @@ def _run(at: Context) -> int:
     model = with_tuning(model, at.job)
     callback = _train(at, model, tokenizer, config, data, parts, found)
     if callback.stopped:
+        watchdog.end()
         at.emit("stopped", step=_last_step(callback), reason=callback.stopped)
         return PREEMPTED
     if at.job.train.dry_run_steps:
@@ -229,6 +236,7 @@ def _train(
 ) -> JobCallback:  # fmt: skip
     """Train from the beginning or from `found`; the model then has the result's weights."""
     from train_entry import loop
+    from train_entry.divergence import rows_in
 
     progress = loop.Progress(**found.notes) if found else loop.Progress()
     callback = loop.JobCallback(
@@ -240,6 +248,7 @@ def _train(
         if found and (found.folder / "result").is_dir():
             shutil.copytree(found.folder / "result", at.work / "result")
     loop.barrier()
+    watchdog.begin(at.work, at.rank)
     if found:
         at.emit("resumed", step=found.step, path=str(found.folder))
         callback.resumed_step = found.step
@@ -248,7 +257,10 @@ def _train(
         trainer = loop.make_trainer(model, tokenizer, config, at.job, data.train)
         trainer.add_callback(callback)
         callback.plan_evaluations(len(trainer.get_train_dataloader()), config.gradient_accumulation_steps)
-        trainer.train(resume_from_checkpoint=str(found.folder / "trainer") if found else None)
+        callback.rows_of_step = lambda: rows_in(trainer.step_batches, data.train)
+        resume = str(found.folder / "trainer") if found else None
+        save = not at.job.train.dry_run_steps
+        memory.train(trainer, at.work, at.checkpoints, at.device, save, resume_from_checkpoint=resume)
         callback.last_step = int(trainer.state.global_step)
     if progress.finished and at.first:  # the others hold no result, and judge nothing
         loop.load_result(model, at.work / "result")
@@ -260,20 +272,25 @@ def _finish(
     callback: JobCallback,
 ) -> None:  # fmt: skip
     from train_entry.artifact import list_files, prediction_rows, write_artifact
+    from train_entry.general import drop
     from train_entry.loop import barrier
 
+    if not at.first:
+        watchdog.end()  # it waits for as long as the first rank judges and writes
     if at.first:
         tuned = answers = None
         if at.job.eval.tuned:
             at.emit("phase", name="evaluate")
             tuned, answers = judge_rows(at, model, tokenizer, data)
             at.emit("eval", which="tuned", metrics=tuned)
+        watchdog.end()
         at.emit("phase", name="save")
         figures = _train_figures(callback)
         metrics = {
             "task": at.job.task,
             "baseline": baseline["metrics"] if baseline else None,
             "tuned": tuned,
+            "general_drop": drop(baseline["metrics"] if baseline else None, tuned),
             "train": {
                 **figures,
                 "tokens": callback.progress.tokens,
@@ -296,10 +313,14 @@ def _finish(
 
 def judge_rows(at: Context, model: Any, tokenizer: Any, data: Dataset) -> tuple[dict[str, Any], list[str]]:
     """(metrics, answers) of the model on the rows that are judged. Raises Stopped between batches."""
+    from train_entry import general
     from train_entry.evaluate import judge
 
     rows = judged_rows(at.job, data)
-    return judge(model, tokenizer, at.job, rows, data.labels, at.inputs, lambda: _check_stop(at))
+    metrics, answers = judge(model, tokenizer, at.job, rows, data.labels, at.inputs, lambda: _check_stop(at))
+    if at.job.eval.general:
+        metrics["general"] = general.score(model, tokenizer, at.job, lambda: _check_stop(at))
+    return metrics, answers
 
 
 def _train_figures(callback: JobCallback) -> dict[str, Any]:

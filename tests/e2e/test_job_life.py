@@ -43,6 +43,7 @@ def test_a_job_from_file_to_artifact(launch, home, tmp_path, tiny_model):
     done = launch("launch.yaml", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "macro-F1" in done.stdout
+    assert "general questions" in done.stdout
     assert "baseline" in done.stdout
     assert "artifact" in done.stdout
     assert "training" in done.stderr
@@ -53,6 +54,7 @@ def test_a_job_from_file_to_artifact(launch, home, tmp_path, tiny_model):
     for which in ("baseline", "tuned"):
         assert 0 <= job["evaluation"][which]["accuracy"] <= 1
         assert 0 <= job["evaluation"][which]["macro_f1"] <= 1
+        assert job["evaluation"][which]["general"]["log_prob"] < 0
     assert job["estimate"]["expected"] == "0"
     assert job["actual"]["steps"] == 6
     assert "artifact/adapter_model.safetensors" in {a["path"] for a in job["artifacts"]}
@@ -61,6 +63,7 @@ def test_a_job_from_file_to_artifact(launch, home, tmp_path, tiny_model):
     assert [j["id"] for j in json.loads(launch("list", "--json").stdout)] == [job["id"]]
     assert steps(launch, job["id"]) == [1, 2, 3, 4, 5, 6]
     assert launch("logs", "--tail", "1").stdout.count("\n") <= 1
+    assert "general questions" in launch("show").stdout
     assert "step 6/6" in launch("logs", job["id"][:8]).stdout
     assert launch("watch", job["id"]).returncode == 0
 

@@ -16,6 +16,7 @@ except ModuleNotFoundError:
 else:
     sys.path.insert(0, str(Path(__file__).parent))
     import tiny
+    import warm
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,6 +37,13 @@ def nothing_left_running() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def warm_starts() -> Iterator[warm.WarmStarts]:
+    made = warm.WarmStarts()
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from train_entry.config import read_job
 from train_entry.data import load_dataset
 from train_entry.evaluate import label_scores
 from train_entry.events import parse
+from train_entry.general import QUESTIONS
 from train_entry.loop import held_out_loss
 from train_entry.models import load_tokenizer
 
@@ -195,6 +197,37 @@ def test_artifact_gives_the_same_logits_in_a_new_process(done):
     finally:
         torch.set_num_threads(threads)
     assert other.stdout.split()[-1] == hashlib.sha256(logits.numpy().tobytes()).hexdigest()
+
+
+def test_what_was_forgotten_stands_beside_what_was_learnt(done, model_folder):
+    """The figures are those of the definition: one question a forward pass, every token's own probability."""
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    job, _, _ = done
+    artifact = job.outputs / "artifact"
+    metrics = json.loads((artifact / "metrics.json").read_text())
+    description = read_job(job.inputs / "job.json")
+    tokenizer = load_tokenizer(description, job.inputs)
+    models = {
+        "baseline": AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval(),
+        "tuned": AutoPeftModelForCausalLM.from_pretrained(artifact, dtype=torch.float32).eval(),
+    }
+    for which, model in models.items():
+        found = []
+        for question, answer in QUESTIONS:
+            prompt = f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+            begin, end = tokenizer(prompt)["input_ids"], tokenizer(answer)["input_ids"]
+            with torch.no_grad():
+                probability = model(input_ids=torch.tensor([begin + end])).logits[0].softmax(-1)
+            found += [math.log(probability[len(begin) - 1 + i, token]) for i, token in enumerate(end)]
+        told = metrics[which]["general"]
+        assert told["log_prob"] == pytest.approx(sum(found) / len(found), rel=1e-4)
+        assert told["perplexity"] == pytest.approx(math.exp(-told["log_prob"])) and told["questions"] == 16
+    before, after = (metrics[which]["general"]["log_prob"] for which in ("baseline", "tuned"))
+    assert metrics["general_drop"] == pytest.approx(before - after) and abs(before - after) > 1e-3
+    card = (artifact / "README.md").read_text()
+    assert f"| general questions, log-probability a token | {before:.3f} | {after:.3f} |" in card
 
 
 def test_values_of_secrets_are_masked_in_the_log(done):

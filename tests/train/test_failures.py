@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 
 import pytest
 import tiny
@@ -53,6 +54,10 @@ def test_loss_that_is_not_a_number_ends_the_job_before_it_spoils_a_checkpoint(ne
     )
     failure, _ = failed(job)
     assert failure["kind"] == "diverged" and "train.learning_rate" in failure["hint"]
+    step = job.named("step")[-1]["step"] + 1
+    assert f"of step {step} is " in failure["message"]
+    # Four different rows of the 24, the batch of that step: batches of one epoch share no row.
+    assert len(set(re.findall(r"train\.jsonl:(\d+)", failure["message"]))) == 4
     assert all(e["loss"] == e["loss"] for e in job.named("step"))
 
 

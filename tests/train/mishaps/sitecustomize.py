@@ -1,0 +1,54 @@
+"""On a rank's path before everything else: its model fails or hangs in a real training step, as a device would.
+
+MISHAP is JSON: {"kind": "oom", "rows": most that fit} or {"kind": "hang", "rank": r, "step": s}.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import time
+
+
+class OnLoad:
+    """Wraps train_entry.models.with_tuning when that module is loaded."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name != "train_entry.models":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+
+        def exec_module(module):
+            load(module)
+            tuned = module.with_tuning
+            module.with_tuning = lambda model, job: prepared(tuned(model, job))
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+def prepared(model):
+    import torch
+
+    mishap, seen = json.loads(os.environ["MISHAP"]), 0
+
+    def before(module, args, given):
+        nonlocal seen
+        if not module.training:
+            return
+        seen += 1
+        if mishap["kind"] == "oom" and given["input_ids"].shape[0] > mishap["rows"] and seen > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if mishap["kind"] == "hang" and int(os.environ.get("RANK", "0")) == mishap["rank"] and seen > 3:
+            time.sleep(600)
+
+    model.register_forward_pre_hook(before, with_kwargs=True)
+    return model
+
+
+if "MISHAP" in os.environ:
+    sys.meta_path.insert(0, OnLoad())

@@ -1,0 +1,127 @@
+"""The training process is killed at moments that nobody chose: what was finished stays, and the end is the same.
+
+The moments are drawn from SEED, which a failure prints with the round; `python -m bench.kill` does the same with
+whole starts, entrypoint and all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+import warm
+
+SEED = 20261125
+KILLS = 12
+STEPS = 80
+TRAIN = {"max_steps": STEPS, "epochs": 100.0, "checkpoint_steps": 3, "evals_per_epoch": 1}
+
+
+def new(root: Path, model: Path, **sections: object) -> tiny.Job:
+    description = tiny.job_dict(model, **{"train": TRAIN, "eval": {"baseline": True}, **sections})
+    return tiny.Job(root, description, tiny.rows(24), tiny.rows(8, seed=1))
+
+
+@pytest.fixture(scope="module")
+def twin(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, warm_starts: warm.WarmStarts) -> tiny.Job:
+    """The job that nothing disturbs."""
+    job = new(tmp_path_factory.mktemp("twin"), model_folder)
+    code, log = warm_starts.run(job)
+    assert code == 0, log
+    return job
+
+
+def finished(job: tiny.Job) -> tuple[list[bytes], set[int]]:
+    """(whole lines of the events' file, steps of the checkpoints that are told of)."""
+    path = job.outputs / "events.jsonl"
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    told = [json.loads(line) for line in lines if b'"event": "checkpoint"' in line]
+    return lines, {e["step"] for e in told}
+
+
+def told_in_log(job: tiny.Job) -> list[str]:
+    log = (job.root / "log.txt").read_text(encoding="utf-8", errors="replace")
+    return [line.removeprefix("::launch:: ") for line in log.split("\n")[:-1] if line.startswith("::launch:: {")]
+
+
+def test_kill_9_at_random_moments_loses_no_finished_checkpoint_and_no_finished_event(
+    tmp_path, model_folder, warm_starts, twin
+):
+    job, draw, kills = new(tmp_path / "job", model_folder), random.Random(SEED), 0
+    earlier: list[bytes] = []
+    while kills < KILLS:
+        pid = warm_starts.start(job)
+        time.sleep(draw.uniform(0.0, 1.2))  # to the middle of its training
+        os.kill(pid, signal.SIGKILL)
+        code, where = warm_starts.wait(), f"SEED {SEED}, kill {kills}"
+        assert code in (0, -signal.SIGKILL), where
+        if code == 0:
+            break
+        kills += 1
+        before, published = finished(job)
+        kept = job.steps_kept()
+        assert not published or kept[-1] >= max(published), f"{where}: {published} told, {kept} there"
+        missing = [line for line in told_in_log(job) if line.encode() not in before]
+        assert not missing, f"{where}: {missing} told to the log alone"
+        assert before[: len(earlier)] == earlier, where
+        earlier = before
+    assert kills >= KILLS // 2, "too few kills to say anything: STEPS is too small"
+    assert warm_starts.run(job)[0] == 0
+    after, _ = finished(job)
+    assert after[: len(earlier)] == earlier, "a torn last line is ended, the others stay"
+    assert job.weights() == twin.weights(), f"SEED {SEED}"
+
+
+def told(**fields: object) -> Callable[[tiny.Job, int], bool]:
+    """Has the start that runs now told of this? `seen`: events of the starts before."""
+    return lambda job, seen: any(fields.items() <= e.items() for e in job.events()[seen:])
+
+
+def writing_a_checkpoint(job: tiny.Job, seen: int) -> bool:
+    """Is there a folder of a checkpoint that has no manifest yet?"""
+    return any(not (f / "manifest.json").exists() for f in job.checkpoints.glob("step-*"))
+
+
+MOMENTS = {
+    "set-up": lambda job, seen: (job.outputs / ".work/rank-0.pid").exists(),
+    "baseline": told(event="phase", name="baseline"),
+    "the first step": told(event="phase", name="train"),
+    "a checkpoint's write": writing_a_checkpoint,
+    "an evaluation": told(event="eval_loss"),
+    "the judging of the tuned model": told(event="phase", name="evaluate"),
+    "the writing of the artifact": told(event="phase", name="save"),
+}
+
+
+def test_sigterm_at_every_stage_ends_with_143_and_the_next_start_goes_on(
+    tmp_path, model_folder, warm_starts, twin
+):
+    job = new(tmp_path / "job", model_folder)
+    for moment, reached in MOMENTS.items():
+        seen = len(job.events())
+        pid = warm_starts.start(job)
+        end = time.monotonic() + tiny.PATIENCE_S
+        while not reached(job, seen):
+            assert time.monotonic() < end, moment
+            time.sleep(0.001)
+        os.kill(pid, signal.SIGTERM)
+        code = warm_starts.wait()
+        # A job that is writing its result has nothing left to stop: done is done.
+        assert code in ((0, 143) if "tuned" in moment or "artifact" in moment else (143,)), moment
+        assert not (job.outputs / "failure.json").exists(), moment
+        if code == 0:
+            break
+        (job.outputs / ".work/rank-0.pid").unlink(missing_ok=True)  # __main__ tidies these up
+        (job.outputs / ".work/stop").unlink(missing_ok=True)
+    if code != 0:
+        assert warm_starts.run(job)[0] == 0
+    assert job.weights() == twin.weights()
+    steps = [e["step"] for e in job.named("step")]
+    assert steps == list(range(1, STEPS + 1)), "a step that was checkpointed is made once"

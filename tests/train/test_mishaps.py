@@ -1,0 +1,134 @@
+"""A device that runs out of memory, a rank that hangs, a disk that is full: the job goes on, or says why not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from train_entry.failure import JobError
+from train_entry.watchdog import patience_s
+
+MISHAPS = Path(__file__).parent / "mishaps"
+
+
+def with_mishap(**mishap: Any) -> dict[str, str]:
+    """What makes ranks meet it: see mishaps/sitecustomize.py."""
+    return {"MISHAP": json.dumps(mishap), "PYTHONPATH": os.pathsep.join((str(MISHAPS), str(tiny.ROOT)))}
+
+
+def steps(job: tiny.Job) -> list[int]:
+    return [e["step"] for e in job.named("step")]
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> tuple[tiny.Job, int, str]:
+    """(job, exit status, log) of a job whose device takes two rows a forward pass and was given four."""
+    description = tiny.job_dict(
+        model_folder, tuning={"dropout": 0.0}, train={"batch_size": 8, "micro_batch": 4, "epochs": 9.0}
+    )
+    job = tiny.Job(tmp_path_factory.mktemp("short"), description, tiny.rows(24), tiny.rows(8, seed=1))
+    return job, *job.run(**with_mishap(kind="oom", rows=2))
+
+
+def test_out_of_memory_halves_the_micro_batch_and_no_step_is_lost(short):
+    job, code, log = short
+    assert code == 0, log
+    assert [{k: e[k] for k in ("step", "rows", "was")} for e in job.named("micro_batch")] == [
+        {"step": 2, "rows": 2, "was": 4}
+    ]
+    assert steps(job) == [1, 2, 3, 4, 5, 6], "each step once"
+    assert job.named("resumed")[0]["step"] == 1
+    assert not (job.outputs / "failure.json").exists() and not job.named("failure")
+    assert [e["seq"] for e in job.events()] == list(range(len(job.events())))
+
+
+def test_the_batch_stays_as_it_was_when_the_micro_batch_is_halved(short, new_job, warm_starts):
+    job = short[0]
+    plenty = new_job(tuning={"dropout": 0.0}, train={"batch_size": 8, "micro_batch": 4, "epochs": 9.0})
+    assert warm_starts.run(plenty)[0] == 0
+    for with_less, with_all in zip(job.named("step"), plenty.named("step"), strict=True):
+        assert with_less["loss"] == pytest.approx(with_all["loss"], rel=1e-4)
+        assert with_less["tokens"] == with_all["tokens"]
+
+
+def test_a_rank_that_hangs_is_ended_and_every_stack_is_in_the_log(new_job):
+    job = new_job(train={"max_steps": 100_000, "epochs": 1e6, "micro_batch": 2, "checkpoint_steps": 1})
+    code, log = job.run(LAUNCH_PROCESSES="2", LAUNCH_HANG_MINUTES="0.1", **with_mishap(kind="hang", rank=1))
+    assert code == 1, log
+    failure = job.failure()
+    assert failure["kind"] == "hang" and failure["retry"] is True
+    assert "launch resume" in failure["hint"]
+    assert [e["kind"] for e in job.named("failure")] == ["hang"]
+    assert "sitecustomize.py" in log and log.count("most recent call first") >= 2
+    assert job.steps_kept(), "its checkpoints are there"
+
+
+def test_patience_that_is_no_number_is_refused():
+    assert patience_s({}) == 1800 and patience_s({"LAUNCH_HANG_MINUTES": "0"}) == 0
+    with pytest.raises(JobError, match="LAUNCH_HANG_MINUTES is 'long'"):
+        patience_s({"LAUNCH_HANG_MINUTES": "long"})
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own with room for one checkpoint of the tiny model."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only root may mount a small disk")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=800k", "none", folder], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"no mount here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_full_disk_ends_the_job_in_words_and_the_checkpoint_before_is_intact(new_job, small_disk, warm_starts):
+    job = new_job(train={"checkpoint_steps": 2, "keep_checkpoints": 9})
+    job.checkpoints = small_disk / "checkpoints"
+    code, log = warm_starts.run(job)
+    assert code == 1, log
+    failure = job.failure()
+    assert failure["kind"] == "disk_full" and "step 4" in failure["message"]
+    assert "resources.disk_gib" in failure["hint"]
+    assert job.steps_kept() == [2]
+    assert [p.name for p in job.checkpoints.glob("step-*")] == ["step-00000002"], "nothing is left of the other"
+
+
+def test_a_full_output_disk_is_told_though_nothing_can_be_written(new_job, small_disk, warm_starts):
+    job = new_job()
+    job.outputs = small_disk / "output"
+    job.outputs.mkdir()
+    (small_disk / "filler").write_bytes(b"x" * (700 << 10))
+    with contextlib.suppress(OSError), (small_disk / "more").open("wb", buffering=0) as file:
+        while file.write(b"x" * 4096):
+            pass
+    code, log = warm_starts.run(job)
+    assert code == 1, log
+    assert "failed (disk_full): the disk is full" in log and "resources.disk_gib" in log
+
+
+def test_a_loss_that_explodes_ends_the_job_and_names_the_rows_of_its_batch(new_job, warm_starts):
+    job = new_job(
+        tuning={"kind": "full"},
+        train={"learning_rate": 3.0, "max_steps": 60, "epochs": 99.0, "checkpoint_steps": 1},
+    )
+    code, log = warm_starts.run(job)
+    assert code == 1, log
+    failure = job.failure()
+    assert failure["kind"] == "diverged" and "it explodes" in failure["message"]
+    named = re.findall(r"train\.jsonl:(\d+)", failure["message"])
+    assert len(set(named)) == len(named) == 4, failure["message"]
+    assert "--from-checkpoint" in failure["hint"]
+    last = steps(job)[-1]
+    assert job.steps_kept()[-1] < last - 3, "nothing of the explosion took the place of what was whole"

@@ -1,0 +1,102 @@
+"""A training that has gone wrong ends, and names the step and the rows of its batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from train_entry import watchdog
+from train_entry.data import Example
+from train_entry.failure import JobError
+
+SHOWN = 16
+"""Rows named in a message; the rest is counted."""
+EXPLODED_STEPS = 5
+"""A loss that is too high for so many steps on end does not come back."""
+TAIL = 24
+"""Tokens at a row's end by which it is known in a sequence that holds several."""
+
+
+class NotedSteps:
+    """What a Trainer notes of the step that it makes (mixed in before it): its batches, whether it is in one."""
+
+    step_batches: Sequence[Any] = ()
+    in_backward = False
+
+    def get_batch_samples(self, *args: Any, **how: Any) -> Any:
+        found = super().get_batch_samples(*args, **how)  # type: ignore[misc]
+        self.step_batches = found[0]
+        return found
+
+    def training_step(self, *args: Any, **how: Any) -> Any:
+        watchdog.beat()
+        self.in_backward = True  # stays so when it raises
+        loss = super().training_step(*args, **how)  # type: ignore[misc]
+        self.in_backward = False
+        return loss
+
+
+class Course(Protocol):
+    """What is kept of a training's course, over restarts."""
+
+    start_loss: float | None
+    high: int
+
+
+def watch(
+    course: Course, loss: float, norm: float, step: int, vocabulary: int, rows: Callable[[], Sequence[str]]
+) -> None:
+    """Raise JobError("diverged") when the loss or the gradient is no number, or the loss has exploded.
+
+    Exploded: for EXPLODED_STEPS steps twice that of the first, and no better than a guess among all tokens.
+    """
+    if course.start_loss is None:
+        course.start_loss = loss
+    high = loss > 2 * course.start_loss and loss > 0.95 * math.log(vocabulary)
+    course.high = course.high + 1 if high else 0
+    if not (math.isfinite(loss) and math.isfinite(norm)) or course.high >= EXPLODED_STEPS:
+        named = rows()
+        refuse_diverged("loss", loss, step, named)
+        refuse_diverged("gradient norm", norm, step, named)
+        start = f"{course.start_loss:.3g}"
+        raise _diverged(f"the loss of step {step} is {loss:.3g}, and the first was {start}: it explodes", named)
+
+
+def refuse_diverged(what: str, value: float, step: int, rows: Sequence[str] = ()) -> None:
+    """Raise JobError("diverged") for a figure that is no number."""
+    if not math.isfinite(value):
+        raise _diverged(f"the {what} of step {step} is {value}", rows)
+
+
+def rows_in(batches: Sequence[Any], examples: Sequence[Example]) -> list[str]:
+    """Where the rows of these batches stand (file:line), padded or several to a sequence; [] when not known."""
+    whole = {(*e.prompt, *e.completion): e.row.where for e in examples}
+    found: dict[str, None] = {}
+    for batch in batches:
+        ids, mask = batch["input_ids"].tolist(), batch.get("attention_mask")
+        for number, row in enumerate(ids):
+            kept = row
+            if mask is not None and mask.dim() == 2:
+                kept = [i for i, m in zip(row, mask[number].tolist(), strict=True) if m]
+            if (where := whole.get(tuple(kept))) is not None:
+                found[where] = None
+            else:
+                text = _text(row)
+                found |= {w: None for key, w in whole.items() if _text(key[-TAIL:]) in text}
+    return list(found)
+
+
+def _text(ids: Sequence[int]) -> str:
+    return f" {' '.join(map(str, ids))} "
+
+
+def _diverged(what: str, rows: Sequence[str]) -> JobError:
+    more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
+    batch = f"; its batch: {', '.join(rows[:SHOWN])}{more}" if rows else ""
+    return JobError(
+        "diverged",
+        f"{what}{batch}",
+        "look at those rows; lower train.learning_rate, then go on from the last checkpoint: "
+        "launch run --from-checkpoint JOB",
+    )
