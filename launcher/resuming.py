@@ -60,7 +60,6 @@ class Resuming:
         long over spends nothing. Of two followers, and after one that was killed, there is one job.
         """
         patience = Patience(self._backend(lost.backend).capabilities.poll_s)
-        begun: list[JobRecord] = []
         while True:
             try:
                 begun = [self._refresh(record) for record in self._put_in_place_of(lost)]
@@ -75,8 +74,8 @@ class Resuming:
             except (CredentialsError, UnreachableError) as exc:
                 yield from patience.wait(exc)
             except LaunchError as exc:
-                if len(self._put_in_place_of(lost)) > len(begun):  # another follower was quicker
-                    continue
+                if any(record.ref or not record.over for record in self._put_in_place_of(lost)):
+                    continue  # another follower was quicker
                 self._store.update(lost.id, reason=f"{lost.reason}; not submitted again: {exc.message}")
                 return None
 

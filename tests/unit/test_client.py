@@ -198,3 +198,65 @@ def test_following_is_not_disturbed_by_another_launcher_that_looks(client: Clien
     backend.cancel(ref)
     seen += [item.text for item in follower if isinstance(item, LogLine)]
     assert seen == lines
+
+
+def ended(client: Client, tmp_path: Path) -> JobRecord:
+    """A job that is over; that it lost its machine is what the tests below take for granted."""
+    record = client.submit(planned(client, tmp_path / "project"), lambda line: None)
+    list(client.follow(record.id))
+    return client.get(record.id)
+
+
+def put_in_place_of(client: Client, lost: JobRecord, watched: bool) -> JobRecord | None:
+    """What Client.follow does with a job that its vendor won't start again."""
+    going_on = client._resuming.in_place_of(lost, watched)
+    while True:
+        try:
+            next(going_on)
+        except StopIteration as end:
+            found: JobRecord | None = end.value
+            return found
+
+
+def test_a_lost_job_is_submitted_anew_once_whoever_follows_it(client: Client, tmp_path: Path) -> None:
+    lost = ended(client, tmp_path)
+    assert put_in_place_of(client, lost, watched=False) is None
+    first, second = (put_in_place_of(client, lost, watched) for watched in (True, False))
+    assert first is not None and second is not None
+    assert (first.id, first.resumes, first.resubmits) == (f"{lost.id}-r2", lost.id, 1)
+    assert second.id == client.latest(lost.id).id == first.id
+    assert len(client.jobs()) == 2
+    list(client.follow(first.id))
+    by_hand = client.resume(first.id, lambda line: None)
+    assert (by_hand.id, by_hand.resubmits) == (f"{lost.id}-r3", 0)
+    list(client.follow(by_hand.id))
+
+
+def test_a_follower_that_died_before_the_start_is_followed_by_one_that_starts_it(
+    client: Client, tmp_path: Path
+) -> None:
+    lost = ended(client, tmp_path)
+    half = dataclasses.replace(
+        lost, id=f"{lost.id}-r2", ref=None, state=SUBMITTING, submitter=dead_submitter(), resumes=lost.id,
+        resubmits=1,
+    )  # fmt: skip
+    client._store.add(half)
+    found = put_in_place_of(client, lost, watched=False)
+    assert found is not None and found.id == f"{lost.id}-r3"
+    assert "nothing runs" in (client.get(half.id).reason or "")
+    list(client.follow(found.id))
+
+
+def test_a_job_that_cannot_be_submitted_anew_says_why_and_is_tried_once(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost, tries = ended(client, tmp_path), []
+
+    def refuse(self: LocalBackend, plan: Any) -> JobRef:
+        tries.append(plan.token)
+        raise LaunchError("no quota is left")
+
+    monkeypatch.setattr(LocalBackend, "submit", refuse)
+    assert put_in_place_of(client, lost, watched=True) is None
+    assert tries == [f"{lost.id}-r2"]
+    assert "not submitted again: no quota is left" in (client.get(lost.id).reason or "")

@@ -11,6 +11,7 @@ import re
 import uuid
 from typing import Any
 
+from tests.emulators.azureml import azurite
 from tests.emulators.azureml.life import Life
 from tests.emulators.azureml.wire import Answer, Request, refused, told
 from tests.emulators.azureml.world import (
@@ -168,7 +169,8 @@ def _datastores(world: World, request: Request, names: list[str]) -> Answer:
     if names[0] not in DATASTORES:
         return refused(404, "UserError", f"Could not find datastore: {names[0]}")
     if names[-1] == "listSecrets":
-        return told({"secretsType": "Sas", "sasToken": f"?{world.new_signature('rcuwdlf')}"})
+        signed = azurite.signature() if world.settings.azurite else world.new_signature("rcuwdlf")
+        return told({"secretsType": "Sas", "sasToken": f"?{signed}"})
     return told(_datastore(world, names[0]))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import parse_qs
 
-from tests.emulators.azureml import arm, blobs
+from tests.emulators.azureml import arm, azurite, blobs
 from tests.emulators.azureml.wire import Answer, Request, refused, told
 from tests.emulators.azureml.world import ACCOUNT, DEVELOPER, IDENTITY, REGION, REGISTRY, VAULT, World
 
@@ -40,6 +40,8 @@ def answer(world: World, request: Request) -> Answer:
     """What the host answers."""
     made = {"aad": _sign_in, "arm": arm.answer, "history": _history, "blob": blobs.answer, "vault": _vault,
             "registry": _registry}  # fmt: skip
+    if request.host == BLOB_HOST and world.settings.azurite:
+        return azurite.forward(world.settings.azurite, request)
     return made[SERVICES[request.host]](world, request)
 
 

@@ -59,6 +59,8 @@ class Settings:
     """What the container registry has."""
     computes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Name -> {vmSize, vmPriority, maxNodeCount}."""
+    azurite: int = 0
+    """Port of an Azurite that answers for the storage account; 0: this emulator does."""
     life_s: float = 1800
     """After which the emulator ends itself, whatever happens."""
 
