@@ -46,6 +46,7 @@ from launcher.planning import (
     check,
     choose,
     estimate_json,
+    refuse_misfit,
     refuse_problems,
     refuse_unset_facts,
     render,
@@ -69,11 +70,18 @@ class Client:
 
     def plan(
         self, job: JobSpec, folder: Path, backend: str | None = None, dry_run: bool = False,
-        progress: Progress = lambda _: None,
+        progress: Progress = lambda _: None, from_checkpoint: str | None = None,
     ) -> Planned:  # fmt: skip
-        """Check data and job, build the bundle, choose hardware and render the request; sends nothing."""
+        """Check data and job, build the bundle, choose hardware and render the request; sends nothing.
+
+        `from_checkpoint`: a job from whose newest checkpoint this one goes on, though it has changed.
+        """
         name = backend or job.backend
         target = self._backend(name)
+        old = self.get(from_checkpoint) if from_checkpoint else None
+        changed = refuse_misfit(old, job, name) if old else ()
+        if old:
+            job = job.model_copy(update={"env": {**job.env, "LAUNCH_FROM_CHECKPOINT": "1"}})
         if dry_run:
             if not target.capabilities.dry_run:
                 raise UnsupportedError(
@@ -84,13 +92,14 @@ class Client:
         report = check_data(job, folder)
         job, offer = choose(target, job)
         bundle = build_bundle(job, folder, self.home / "bundles")
-        token = f"{job.name}-{token_hex(3)}"
-        plan = render(target, job, offer, bundle, token, token)
+        token = self._successor(old) if old else f"{job.name}-{token_hex(3)}"
+        lineage = old.lineage if old else token
+        plan = render(target, job, offer, bundle, token, lineage)
         if wheelhouse.wanted(job):  # a second time: for what is refused at the first, nothing is downloaded
             wheels = wheelhouse.wheels(cache(), progress)
             bundle = build_bundle(job, folder, self.home / "bundles", wheels)
-            plan = render(target, job, offer, bundle, token, token)
-        return Planned(plan=plan, data=report, unchecked=check(target, plan))
+            plan = render(target, job, offer, bundle, token, lineage)
+        return Planned(plan=plan, data=report, unchecked=check(target, plan), resumes=old, changed=changed)
 
     def can_submit(self, backend: str) -> bool:
         """False for a backend that only plans in this version."""
@@ -111,9 +120,9 @@ class Client:
         refuse_unset_facts(plan)
         target.validate(plan.request)
 
-    def submit(self, planned: Planned, progress: Progress, resumes: JobRecord | None = None) -> JobRecord:
+    def submit(self, planned: Planned, progress: Progress) -> JobRecord:
         """Record the job, then put it in place and start it. The record is there before anything is sent."""
-        plan = planned.plan
+        plan, resumes = planned.plan, planned.resumes
         target = self._backend(plan.offer.backend)
         self.refuse_unready(plan)
         refuse_problems(target, plan)
@@ -236,21 +245,28 @@ class Client:
         if not old.over:
             raise ConfigError(f"{old.id} is {old.state}: it needs no resume", f"launch watch {old.id}")
         if old.state == JobState.SUCCEEDED:
-            raise ConfigError(f"{old.id} is done: there is nothing to resume", f"launch show {old.id}")
+            raise ConfigError(
+                f"{old.id} is done: there is nothing to resume",
+                f"launch show {old.id}; launch run --from-checkpoint {old.id} trains on with a changed job file",
+            )
         if old.ref is None:
             raise ConfigError(f"{old.id} was never started: {old.reason}", "launch run starts a new one")
         job = JobSpec.model_validate(old.spec)
         target = self._backend(old.backend)
-        siblings = [r for r in self._store.find(old.lineage) if r.lineage == old.lineage]
-        busy = [r for r in siblings if not self.refresh(r).over]
-        if busy:
-            raise ConfigError(f"{busy[0].id} already goes on from {old.lineage}", f"launch watch {busy[0].id}")
-        token = _next_token(old.lineage, [r.id for r in siblings])
+        token = self._successor(old)
         bundle = target.bundle(JobRef.parse(old.ref))
         job, offer = choose(target, job)
         plan = render(target, job, offer, bundle, token, old.lineage)
         report = DataReport(**old.data) if old.data else None
-        return self.submit(Planned(plan=plan, data=report), progress, resumes=old)
+        return self.submit(Planned(plan=plan, data=report, resumes=old), progress)
+
+    def _successor(self, old: JobRecord) -> str:
+        """The id of the job that goes on from `old`. Raises ConfigError when another does already."""
+        siblings = [r for r in self._store.find(old.lineage) if r.lineage == old.lineage]
+        busy = [r for r in siblings if not self.refresh(r).over]
+        if busy:
+            raise ConfigError(f"{busy[0].id} already goes on from {old.lineage}", f"launch watch {busy[0].id}")
+        return _next_token(old.lineage, [r.id for r in siblings])
 
     def fetch(self, job_id: str, to: Path) -> Path:
         """Download the job's output to `to`, each file verified; safe to repeat after an interruption."""
