@@ -45,6 +45,7 @@ from launcher.planning import (
     check,
     choose,
     estimate_json,
+    refuse_misfit,
     refuse_problems,
     refuse_unset_facts,
     render,
@@ -70,11 +71,18 @@ class Client:
 
     def plan(
         self, job: JobSpec, folder: Path, backend: str | None = None, dry_run: bool = False,
-        progress: Progress = lambda _: None,
+        progress: Progress = lambda _: None, from_checkpoint: str | None = None,
     ) -> Planned:  # fmt: skip
-        """Check data and job, build the bundle, choose hardware and render the request; sends nothing."""
+        """Check data and job, build the bundle, choose hardware and render the request; sends nothing.
+
+        `from_checkpoint`: a job from whose newest checkpoint this one goes on, though it has changed.
+        """
         name = backend or job.backend
         target = self._backend(name)
+        old = self.get(from_checkpoint) if from_checkpoint else None
+        changed = refuse_misfit(old, job, name) if old else ()
+        if old:
+            job = job.model_copy(update={"env": {**job.env, "LAUNCH_FROM_CHECKPOINT": "1"}})
         if dry_run:
             if not target.capabilities.dry_run:
                 raise UnsupportedError(
@@ -85,13 +93,14 @@ class Client:
         report = check_data(job, folder)
         job, offer = choose(target, job)
         bundle = build_bundle(job, folder, self.home / "bundles")
-        token = f"{job.name}-{token_hex(3)}"
-        plan = render(target, job, offer, bundle, token, token)
+        token = self._resuming.successor(old) if old else f"{job.name}-{token_hex(3)}"
+        lineage = old.lineage if old else token
+        plan = render(target, job, offer, bundle, token, lineage)
         if wheelhouse.wanted(job):  # a second time: for what is refused at the first, nothing is downloaded
             wheels = wheelhouse.wheels(cache(), progress)
             bundle = build_bundle(job, folder, self.home / "bundles", wheels)
-            plan = render(target, job, offer, bundle, token, token)
-        return Planned(plan=plan, data=report, unchecked=check(target, plan))
+            plan = render(target, job, offer, bundle, token, lineage)
+        return Planned(plan=plan, data=report, unchecked=check(target, plan), resumes=old, changed=changed)
 
     def can_submit(self, backend: str) -> bool:
         """False for a backend that only plans in this version."""
@@ -112,11 +121,9 @@ class Client:
         refuse_unset_facts(plan)
         target.validate(plan.request)
 
-    def submit(
-        self, planned: Planned, progress: Progress, resumes: JobRecord | None = None, resubmits: int = 0
-    ) -> JobRecord:
+    def submit(self, planned: Planned, progress: Progress) -> JobRecord:
         """Record the job, then put it in place and start it. The record is there before anything is sent."""
-        plan = planned.plan
+        plan, resumes = planned.plan, planned.resumes
         target = self._backend(plan.offer.backend)
         self.refuse_unready(plan)
         refuse_problems(target, plan)
@@ -134,7 +141,7 @@ class Client:
                 data=planned.data.as_dict() if planned.data else {},
                 estimate=estimate_json(plan),
                 resumes=resumes.id if resumes else None,
-                resubmits=resubmits,
+                resubmits=planned.resubmits,
                 submitter=_this_process(),
                 owner=plan.site.owner,
             )
@@ -266,7 +273,10 @@ class Client:
         if not old.over:
             raise ConfigError(f"{old.id} is {old.state}: it needs no resume", f"launch watch {old.id}")
         if old.state == JobState.SUCCEEDED:
-            raise ConfigError(f"{old.id} is done: there is nothing to resume", f"launch show {old.id}")
+            raise ConfigError(
+                f"{old.id} is done: there is nothing to resume",
+                f"launch show {old.id}; launch run --from-checkpoint {old.id} trains on with a changed job file",
+            )
         if old.ref is None:
             raise ConfigError(f"{old.id} was never started: {old.reason}", "launch run starts a new one")
         return self._resuming.by_user(old, progress)

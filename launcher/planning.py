@@ -23,6 +23,8 @@ from launcher.errors import (
 from launcher.prices import known_prices
 from launcher.site import how_to_set, load_site
 from launcher.spec import JobSpec
+from launcher.store import JobRecord
+from train_entry.config import changes, misfits, train_part
 
 DRY_RUN_STEPS = 5
 LEAST_HOURS = 0.25
@@ -39,6 +41,11 @@ class Planned:
 
     plan: Plan
     data: DataReport | None
+    resumes: JobRecord | None = None
+    """The job from whose checkpoints this one goes on, and what has changed since."""
+    changed: tuple[str, ...] = ()
+    resubmits: int = 0
+    """The how-manieth time anew, for a job that lost its spot capacity."""
     unchecked: str | None = None
     """How to install the vendor's model, where the request could not be checked against it."""
 
@@ -118,6 +125,28 @@ def refuse_unset_facts(plan: Plan) -> None:
     if unset:
         backend = plan.offer.backend
         raise ConfigError(f"backend {backend} is not set up: {', '.join(unset)}", how_to_set(backend, unset))
+
+
+def refuse_misfit(old: JobRecord, job: JobSpec, backend: str) -> tuple[str, ...]:
+    """What has changed from `old` to `job`. Raises ConfigError when its checkpoints can't be gone on from."""
+    if not old.over:
+        raise ConfigError(f"{old.id} is {old.state}: its checkpoints are its own", f"launch cancel {old.id}")
+    if old.ref is None:
+        raise ConfigError(f"{old.id} was never started: it has no checkpoint", "launch run starts a new one")
+    if old.backend != backend:
+        raise ConfigError(
+            f"--from-checkpoint: {old.id} ran on {old.backend}, and its checkpoints are there",
+            f"--backend {old.backend}",
+        )
+    specs = (JobSpec.model_validate(old.spec), job)
+    theirs, ours = (train_part(spec.model_dump(mode="json")).fingerprint_parts() for spec in specs)
+    changed = changes(theirs, ours)
+    if wrong := misfits(changed):
+        raise ConfigError(
+            f"--from-checkpoint: the weights of {old.id} don't fit this job ({'; '.join(wrong)})",
+            "undo that, or leave --from-checkpoint out",
+        )
+    return changed
 
 
 def with_dry_run(job: JobSpec) -> JobSpec:

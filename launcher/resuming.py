@@ -29,11 +29,11 @@ LOOK_S = 0.5
 
 
 class Resuming:
-    """`refresh` brings a record up to date; `submit` starts a plan in the place of a job, as the Nth time anew."""
+    """`refresh` brings a record up to date; `submit` starts a plan."""
 
     def __init__(
         self, store: Store, backend: Callable[[str], Backend], refresh: Callable[[JobRecord], JobRecord],
-        submit: Callable[[Planned, Progress, JobRecord, int], JobRecord],
+        submit: Callable[[Planned, Progress], JobRecord],
     ) -> None:  # fmt: skip
         self._store = store
         self._backend = backend
@@ -46,6 +46,14 @@ class Resuming:
         while first.resubmits and (before := self._store.get(first.resumes or "")):
             first = before
         return self._go_on(old, JobSpec.model_validate(first.spec), progress, 0)
+
+    def successor(self, old: JobRecord) -> str:
+        """The id of the job that goes on from `old`. Raises ConfigError when another does already."""
+        siblings = self._lineage(old.lineage)
+        busy = [record for record in siblings if not self._refresh(record).over]
+        if busy:
+            raise ConfigError(f"{busy[0].id} already goes on from {old.lineage}", f"launch watch {busy[0].id}")
+        return _next_token(old.lineage, [record.id for record in siblings])
 
     def latest(self, record: JobRecord) -> JobRecord:
         """The job itself, or the one that followers have put in its place by now."""
@@ -89,17 +97,13 @@ class Resuming:
     def _go_on(self, old: JobRecord, job: JobSpec, progress: Progress, resubmits: int) -> JobRecord:
         """Submit `job` on the checkpoints and with the bundle of `old`."""
         target = self._backend(old.backend)
-        siblings = self._lineage(old.lineage)
-        busy = [record for record in siblings if not self._refresh(record).over]
-        if busy:
-            raise ConfigError(f"{busy[0].id} already goes on from {old.lineage}", f"launch watch {busy[0].id}")
-        token = _next_token(old.lineage, [record.id for record in siblings])
+        token = self.successor(old)
         assert old.ref is not None
         bundle = target.bundle(JobRef.parse(old.ref))
         job, offer = choose(target, job)
         plan = render(target, job, offer, bundle, token, old.lineage)
         report = DataReport(**old.data) if old.data else None
-        return self._submit(Planned(plan=plan, data=report), progress, old, resubmits)
+        return self._submit(Planned(plan=plan, data=report, resumes=old, resubmits=resubmits), progress)
 
 
 def most_resubmits(job: JobSpec) -> int:

@@ -174,6 +174,9 @@ def plan_rows(planned: Planned) -> list[tuple[str, str | Text]]:
         ("model", job.model.id),
         ("training", f"{how}; {steps}, batch {job.train.batch_size}"),
     ]
+    if planned.resumes:
+        changed = f" with {'; '.join(planned.changed)}" if planned.changed else ", unchanged"
+        rows.append(("goes on", f"from the newest checkpoint of {planned.resumes.id}{changed}"))
     if data is None:
         rows.append(("data", f"{job.data.train} (checked where it runs)"))
     else:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from train_entry.config import changes, misfits
 from train_entry.events import say
 from train_entry.failure import JobError, write_atomic
 
@@ -26,11 +27,15 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint: its folder, the step it was made after, and what the trainer noted in it."""
+    """A complete checkpoint: its folder, the step it was made after, and what the trainer noted in it.
+
+    `changed`: the fields in which the job has changed since, where LAUNCH_FROM_CHECKPOINT accepts that.
+    """
 
     folder: Path
     step: int
     notes: Mapping[str, Any]
+    changed: tuple[str, ...] = ()
 
 
 def publish(
@@ -66,7 +71,7 @@ def newest_complete(root: Path, parts: Mapping[str, str], at_most: int | None = 
     """The newest checkpoint (of step `at_most` at most) whose files match its manifest, or None.
 
     A damaged one is skipped for the one before, with a line in the log. Raises JobError("checkpoint") naming
-    the changed fields when it belongs to another job.
+    the changed fields when it belongs to another job: unless LAUNCH_FROM_CHECKPOINT is 1 and its weights fit.
     """
     for folder in sorted(root.glob("step-*"), reverse=True):
         if at_most is not None and folder.name > f"step-{at_most:08d}":
@@ -79,8 +84,8 @@ def newest_complete(root: Path, parts: Mapping[str, str], at_most: int | None = 
         except (OSError, ValueError, KeyError, TypeError) as exc:
             say(f"skipping checkpoint {folder.name}: no usable manifest ({exc})", sys.stderr)
             continue
-        _refuse_other_job(folder, manifest["job"], parts)
-        return Checkpoint(folder, int(manifest["step"]), manifest["notes"])
+        changed = _accepted(folder, manifest["job"], parts)
+        return Checkpoint(folder, int(manifest["step"]), manifest["notes"], changed)
     return None
 
 
@@ -98,7 +103,7 @@ def newest_agreed(root: Path, parts: Mapping[str, str], leader: bool, rank: int)
         if newest == {-1}:
             return None
         if len(newest) == 1:
-            return own or _known(root, newest.pop())
+            return own or _known(root, newest.pop(), parts)
         if -1 in newest:
             without = ", ".join(str(r) for r, step in steps if step == -1)
             raise JobError(
@@ -120,11 +125,11 @@ def _gathered(own: tuple[int, int] | None) -> list[tuple[int, int]]:
     return [one for one in said if one is not None]
 
 
-def _known(root: Path, step: int) -> Checkpoint:
+def _known(root: Path, step: int, parts: Mapping[str, str]) -> Checkpoint:
     """A checkpoint that this node's leader has verified."""
     folder = root / f"step-{step:08d}"
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    return Checkpoint(folder, step, manifest["notes"])
+    return Checkpoint(folder, step, manifest["notes"], changes(manifest["job"], parts))
 
 
 def _damage(folder: Path, manifest: Mapping[str, Any]) -> str | None:
@@ -139,16 +144,20 @@ def _damage(folder: Path, manifest: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _refuse_other_job(folder: Path, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
-    changed = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
-    if changed:
-        listing = "; ".join(f"{k}: {theirs.get(k, 'absent')} -> {ours.get(k, 'absent')}" for k in changed[:5])
+def _accepted(folder: Path, theirs: Mapping[str, str], ours: Mapping[str, str]) -> tuple[str, ...]:
+    """What has changed since the checkpoint, when that was meant; raises JobError("checkpoint") when not."""
+    changed = changes(theirs, ours)
+    meant = os.environ.get("LAUNCH_FROM_CHECKPOINT") == "1"
+    wrong = misfits(changed) if meant else changed
+    if wrong:
         raise JobError(
             "checkpoint",
-            f"the checkpoints in {folder.parent} belong to a different job ({listing})",
-            "run it as a new job, or undo the change and resume",
+            f"the checkpoints in {folder.parent} belong to a different job ({'; '.join(wrong[:5])})",
+            "run it as a new job" if meant else "run it as a new job, or undo the change and resume; "
+            "launch run --from-checkpoint JOB goes on from them nevertheless",
             retry=False,
-        )
+        )  # fmt: skip
+    return changed
 
 
 def _copy_tree(built: Path, target: Path) -> dict[str, dict[str, Any]]:

@@ -12,11 +12,13 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+SHAPE = ("model.", "method:", "tuning.")
+"""Fields that say which weights learn."""
 PYDANTIC = {"extra": "forbid", "allow_inf_nan": False}
 
 
@@ -244,11 +246,27 @@ def read_job(path: Path) -> TrainJob:
         raise JobFileError(f"{path}: not JSON: {exc}") from exc
     if not isinstance(raw, dict):
         raise JobFileError(f"{path}: expected a mapping, got {type(raw).__name__}")
+    return train_part(raw)
+
+
+def train_part(raw: Mapping[str, Any]) -> TrainJob:
+    """What the training process reads of a whole job. Raises JobFileError."""
     known = {f.name for f in dataclasses.fields(TrainJob)}
     part = {k: v for k, v in raw.items() if k in known}
     resources = raw.get("resources") or {}
     part["max_hours"] = resources.get("max_hours")
     return typing.cast(TrainJob, _build(TrainJob, part, ""))
+
+
+def changes(theirs: Mapping[str, str], ours: Mapping[str, str]) -> tuple[str, ...]:
+    """The fields of two jobs' fingerprint_parts that differ, as "field: theirs -> ours"."""
+    differ = sorted(k for k in {*theirs, *ours} if theirs.get(k) != ours.get(k))
+    return tuple(f"{k}: {theirs.get(k, 'absent')} -> {ours.get(k, 'absent')}" for k in differ)
+
+
+def misfits(changed: Sequence[str]) -> tuple[str, ...]:
+    """Those of the changes under which a checkpoint's weights are not this job's: never to be gone on from."""
+    return tuple(c for c in changed if c.startswith(SHAPE) and not c.startswith("tuning.dropout:"))
 
 
 def fingerprint(parts: Mapping[str, str]) -> str:

@@ -9,7 +9,7 @@ step        step, total_steps, epoch, loss, lr, grad_norm, tokens, tokens_per_s,
 eval_loss   step, loss
 eval        which: baseline | tuned, metrics (as in metrics.json)
 checkpoint  step, path
-resumed     step, path
+resumed     step, path, changed: fields of the job that differ from the checkpoint's ("field: old -> new")
 micro_batch step, rows, was: out of memory in this step; it goes on with `rows` a forward pass, the same batch
 stopped     step, reason: signal | orphaned | deadline | dry_run
 failure     kind, message, hint

@@ -24,6 +24,7 @@ from train_entry.config import TrainJob
 from train_entry.data import Example, label_ids
 from train_entry.divergence import NotedSteps, refuse_diverged, watch
 from train_entry.failure import JobError
+from train_entry.resuming import take_settings
 from train_entry.stop import StopWatch
 
 Emit = Callable[..., None]
@@ -47,6 +48,10 @@ class Progress:
     final_loss: float | None = None
     start_loss: float | None = None
     high: int = 0
+
+    def of_a_changed_job(self) -> Progress:
+        """What stays when the job goes on as another: the time and the tokens. Its losses are not comparable."""
+        return Progress(train_s=self.train_s, tokens=self.tokens)
 
 
 def trainer_config(job: TrainJob, work: Path, device: str, world: int, most_rows: int | None = None) -> SFTConfig:
@@ -218,6 +223,7 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
         self.eval_every = 1
         self.stopped: str | None = None
         self.resumed_step = self.last_step = 0
+        self.changed = False
         self._began = self._tokens_before = 0.0
         self._last_save = time.monotonic()
         self._step_s = 0.0
@@ -227,6 +233,10 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
         """Say how many micro-batches an epoch has; the held-out loss is measured evals_per_epoch times."""
         steps = max(1, math.ceil(batches / accumulate))
         self.eval_every = math.ceil(steps / self.job.train.evals_per_epoch)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> None:
+        if self.changed:
+            take_settings(lr_scheduler, self.job, state.global_step, state.max_steps)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began = time.perf_counter()

@@ -239,19 +239,21 @@ def _train(
     from train_entry.divergence import rows_in
 
     progress = loop.Progress(**found.notes) if found else loop.Progress()
+    if found and found.changed:
+        progress = progress.of_a_changed_job()
     callback = loop.JobCallback(
         at.job, progress, at.stop, at.emit, at.work, at.checkpoints, parts, data.held_out,
         tokenizer.pad_token_id,
     )  # fmt: skip
     if at.first:
         shutil.rmtree(at.work / "result", ignore_errors=True)
-        if found and (found.folder / "result").is_dir():
+        if found and not found.changed and (found.folder / "result").is_dir():
             shutil.copytree(found.folder / "result", at.work / "result")
     loop.barrier()
     watchdog.begin(at.work, at.rank)
     if found:
-        at.emit("resumed", step=found.step, path=str(found.folder))
-        callback.resumed_step = found.step
+        at.emit("resumed", step=found.step, path=str(found.folder), changed=list(found.changed))
+        callback.resumed_step, callback.changed = found.step, bool(found.changed)
     if not progress.finished:
         at.emit("phase", name="train")
         trainer = loop.make_trainer(model, tokenizer, config, at.job, data.train)

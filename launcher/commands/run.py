@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 @options.backend
 @options.sets
 @options.dry_run
+@click.option(
+    "--from-checkpoint",
+    metavar="JOB",
+    shell_complete=options.complete_job,
+    help="Go on from the newest checkpoint of JOB, though the job file has changed since.",
+)
 @click.option("--detach", "-d", is_flag=True, help="Return when the job has started.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before spending money.")
 @options.as_json
@@ -28,6 +34,7 @@ def command(
     backend: str | None,
     sets: tuple[str, ...],
     dry_run: bool,
+    from_checkpoint: str | None,
     detach: bool,
     yes: bool,
     as_json: bool,
@@ -40,7 +47,8 @@ def command(
     client = options.make_client()
     console = screen.err()
     progress = screen.ProgressLines(console)
-    planned = client.plan(load_job(job_file, sets), job_file.absolute().parent, backend, dry_run, progress)
+    folder = job_file.absolute().parent
+    planned = client.plan(load_job(job_file, sets), folder, backend, dry_run, progress, from_checkpoint)
     if not as_json:
         console.print(screen.plan_facts(planned))
     for warning in planned.data.warnings if planned.data else ():

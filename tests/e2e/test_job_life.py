@@ -128,6 +128,26 @@ def test_cancel_checkpoints_and_resume_goes_on_to_the_end(launch, home, tmp_path
     assert shown(launch, second)["resumes"] == job
 
 
+def test_a_changed_job_file_goes_on_from_a_checkpoint_when_that_is_said(launch, home, tmp_path, tiny_model):
+    folder = tmp_path / "work"
+    write_job(folder, tiny_model)
+    done = launch("run", "--json", "--set", "train.max_steps=4", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    job = shown(launch)["id"]
+    refused = launch("run", "--from-checkpoint", job, "--set", "tuning.r=8", cwd=folder)
+    assert refused.returncode == 2
+    assert "tuning.r: 4 -> 8" in refused.stderr
+    again = launch(
+        "run", "--from-checkpoint", job, "--set", "train.max_steps=8", "--set", "train.epochs=2", cwd=folder
+    )
+    assert again.returncode == 0, again.stderr
+    told = " ".join(again.stderr.split())
+    assert f"from the newest checkpoint of {job} with train.epochs: 1.0 -> 2.0; train.max_steps: 4 -> 8" in told
+    second = shown(launch)
+    assert second["id"] == f"{job}-r2" and second["resumes"] == job
+    assert steps(launch, second["id"]) == [5, 6, 7, 8]
+
+
 def test_a_killed_launcher_leaves_the_job_alone(launch, start, home, tmp_path, tiny_model):
     folder = tmp_path / "work"
     write_job(folder, tiny_model, epochs=20)

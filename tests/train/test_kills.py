@@ -125,3 +125,32 @@ def test_sigterm_at_every_stage_ends_with_143_and_the_next_start_goes_on(
     assert job.weights() == twin.weights()
     steps = [e["step"] for e in job.named("step")]
     assert steps == list(range(1, STEPS + 1)), "a step that was checkpointed is made once"
+
+
+def test_a_changed_job_goes_on_from_the_checkpoint_when_that_is_meant(new_job, warm_starts):
+    job = new_job(train={"epochs": 9.0})
+    assert warm_starts.run(job)[0] == 0
+    before, description = job.weights(), json.loads((job.inputs / "job.json").read_text())
+    changed = {"max_steps": 12, "learning_rate": 1e-4, "scheduler": "constant"}
+    job.write({**description, "train": {**description["train"], **changed}})
+
+    code, _ = warm_starts.run(job)
+    assert code == 1 and job.failure()["kind"] == "checkpoint"
+    assert "train.learning_rate: 0.005 -> 0.0001" in job.failure()["message"]
+    assert "--from-checkpoint" in job.failure()["hint"] and job.weights() == before
+
+    (job.outputs / "failure.json").unlink()
+    code, log = warm_starts.run(job, LAUNCH_FROM_CHECKPOINT="1")
+    assert code == 0, log
+    resumed = job.named("resumed")[-1]
+    assert resumed["step"] == 6 and len(resumed["changed"]) == 3
+    after = [e for e in job.named("step") if e["run"] == resumed["run"]]
+    assert [e["step"] for e in after] == [7, 8, 9, 10, 11, 12]
+    assert {e["lr"] for e in after} == {1e-4}, "the job's own rate, not the checkpoint's"
+    assert job.weights() != before and job.steps_kept()[-1] == 12
+
+    code, log = warm_starts.run(job, LAUNCH_FROM_CHECKPOINT="1")
+    assert code == 0, "its own checkpoint by now: a job that is done is done"
+    job.write({**description, "train": {**description["train"], "max_steps": 10}})
+    code, log = warm_starts.run(job, LAUNCH_FROM_CHECKPOINT="1")
+    assert code == 1 and "after step 12, and this job has 10 steps" in job.failure()["message"]

@@ -115,6 +115,20 @@ def test_another_jobs_checkpoint_is_refused_with_the_fields_that_differ(tmp_path
     assert "model.id" not in refusal.value.message
 
 
+def test_a_changed_job_goes_on_where_that_is_meant_and_the_weights_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+    monkeypatch.setenv("LAUNCH_FROM_CHECKPOINT", "1")
+    found = newest_complete(tmp_path / "root", {**JOB, "train.seed": "43"})
+    assert found is not None and found.changed == ("train.seed: 42 -> 43",)
+    same = newest(tmp_path)
+    assert same is not None and same.changed == ()
+    with pytest.raises(JobError, match=r"model\.id: \"org/model\" -> \"org/other\"") as refusal:
+        newest_complete(tmp_path / "root", {**JOB, "model.id": '"org/other"'})
+    assert refusal.value.hint == "run it as a new job"
+
+
 FULL = """
 import resource, signal, sys
 from pathlib import Path
