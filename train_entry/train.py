@@ -6,6 +6,7 @@ failure.json in LAUNCH_OUTPUT_DIR.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -245,9 +246,12 @@ def _train(
         callback.resumed_step = found.step
     if not progress.finished:
         at.emit("phase", name="train")
-        trainer = loop.make_trainer(model, tokenizer, config, at.job, data.train)
+        packing = loop.packing_of(model, tokenizer, config, at.job, data.train)
+        at.emit("packing", **dataclasses.asdict(packing))
+        trainer = loop.make_trainer(model, tokenizer, config, at.job, data.train, packing)
         trainer.add_callback(callback)
-        callback.plan_evaluations(len(trainer.get_train_dataloader()), config.gradient_accumulation_steps)
+        callback.prefixes = packing.kind == "prefix"
+        callback.plan_evaluations(len(trainer.get_train_dataloader()), packing.passes)
         trainer.train(resume_from_checkpoint=str(found.folder / "trainer") if found else None)
         callback.last_step = int(trainer.state.global_step)
     if progress.finished and at.first:  # the others hold no result, and judge nothing
