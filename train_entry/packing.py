@@ -100,7 +100,7 @@ def obstacle(model: Any, config: Any, job: TrainJob) -> str | None:
 
 
 def difference(model: Any, packing: Packing, job: TrainJob, rows: Sequence[Example], pad: int) -> float:
-    """How far the losses of the first rows' tokens, packed, are from those of the rows alone; as a share of them."""
+    """How far the losses of the first rows' tokens, packed, are from those of the rows alone, as a share."""
     first = sorted(rows[: max(2, min(CHECKED, packing.micro))], key=lambda row: row.prompt)
     tokens = [as_tokens(row, job.train.loss_on) for row in first]
     was_training = model.training
