@@ -137,6 +137,15 @@ class PrefixCollator:
         }
 
 
+def rows_in_packs(batch: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    """The rows of a collated batch, each without its last token: a row ends where nothing else looks back."""
+    found = []
+    for ids, sees in zip(batch["input_ids"], batch["attention_mask"][:, 0], strict=True):
+        for last in (sees.sum(dim=0) == 1).nonzero().flatten().tolist():
+            found.append(tuple(ids[sees[last]].tolist()))
+    return found
+
+
 def _as_row(row: Mapping[str, list[int]]) -> TokenRow:
     """A row of which the completion alone is labelled."""
     start = next(i for i, label in enumerate(row["labels"]) if label != UNLEARNT)

@@ -17,7 +17,7 @@ from train_entry.data import Example
 from train_entry.loop import held_out_loss, make_trainer, packing_of, trainer_config
 from train_entry.models import load_base, load_tokenizer, with_tuning
 from train_entry.packing import EXACT, Packing, as_tokens, difference, obstacle, packed_loss
-from train_entry.prefix import PrefixCollator, lay_out, packs_of
+from train_entry.prefix import PrefixCollator, lay_out, packs_of, rows_in_packs
 from train_entry.rows import Row
 
 SYSTEM = "please help the account now " * 3
@@ -144,6 +144,13 @@ def test_packs_keep_within_the_budget_and_lose_no_row():
         assert all(len(p) <= budget or len(p.above) == 1 for p in packs)
         assert sum(t != -100 for p in packs for t in p.targets) == sum(len(c) for _, c in rows)
     assert len(packs) == 1
+
+
+def test_rows_can_be_read_back_from_their_packs():
+    rows = examples(8, prefixes=(24, 12))
+    batch = PrefixCollator(50)([as_tokens(row, "completion") for row in rows])
+    found = rows_in_packs(batch)
+    assert {(*e.prompt, *e.completion[:-1]) for e in rows} <= set(found)
 
 
 def test_several_packs_of_one_pass_give_the_same_loss(model_folder, tmp_path):
