@@ -9,7 +9,7 @@ endif
 LAUNCH := $(BIN)/launch
 DEMO ?= demo
 
-.PHONY: demo test check bench bench-cost clean
+.PHONY: demo test check bench bench-cost bench-train clean
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed: make PYTHON=...')"
@@ -39,6 +39,11 @@ RUNS ?= ../shared/data/throughput.csv
 bench-cost: $(BIN)/.installed  ## the estimate of time and memory against measured public runs
 	@if test -e $(RUNS); then $(BIN)/python -m bench.cost_accuracy $(RUNS); \
 	else echo "skipped: the measured runs are not at $(RUNS); make bench-cost RUNS=file.csv"; fi
+
+TICKETS ?= ../shared/data/banking77
+bench-train: $(BIN)/.installed  ## training speed and quality against other trainers, alternating
+	@if test -e $(TICKETS)/train.csv; then $(BIN)/python -m bench.train $(TICKETS); \
+	else echo "skipped: banking77 is not at $(TICKETS); make bench-train TICKETS=folder"; fi
 
 clean:
 	rm -rf .venv build dist

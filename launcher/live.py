@@ -166,6 +166,8 @@ def as_words(event: Event) -> str | None:
         cut = f", {fields['dropped']} dropped, {fields['truncated']} cut"
         some = cut if fields["dropped"] or fields["truncated"] else ""
         return f"{fields['train_rows']} training rows ({fields['train_tokens']} tokens){some}"
+    if event.name == "packing":
+        return f"rows packed: {fields['kind']} ({fields['why']})"
     if event.name == "eval_loss":
         return f"step {fields['step']}  held-out loss {fields['loss']:.3f}"
     if event.name == "checkpoint":

@@ -139,7 +139,13 @@ class Train:
     micro_batch: Annotated[
         int | None, Doc("Rows a forward pass on one device; default: as the device's memory suggests.", ge=1)
     ] = None
-    packing: Annotated[bool, Doc("Put several rows into one sequence of max_length, kept apart.")] = False
+    packing: Annotated[
+        bool | None,
+        Doc(
+            "Default: rows share a pass, and what they begin with alike, where that is faster; the steps stay the "
+            "same. true: sequences of max_length filled with rows, batch_size of them a step. false: padded rows."
+        ),
+    ] = None
     loss_on: Annotated[Literal["completion", "all"], Doc("Learn the answers only, or every token of the row.")] = (
         "completion"
     )

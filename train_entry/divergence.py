@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from train_entry import watchdog
 from train_entry.data import Example
 from train_entry.failure import JobError
+from train_entry.prefix import ROW_TOKENS, rows_in_packs
 
 SHOWN = 16
 """Rows named in a message; the rest is counted."""
@@ -74,6 +75,10 @@ def rows_in(batches: Sequence[Any], examples: Sequence[Example]) -> list[str]:
     whole = {(*e.prompt, *e.completion): e.row.where for e in examples}
     found: dict[str, None] = {}
     for batch in batches:
+        if ROW_TOKENS in batch:
+            packed = set(rows_in_packs(batch))
+            found |= {where: None for row, where in whole.items() if row[:-1] in packed}
+            continue
         ids, mask = batch["input_ids"].tolist(), batch.get("attention_mask")
         for number, row in enumerate(ids):
             kept = row

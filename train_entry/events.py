@@ -5,6 +5,7 @@ counts within it, so a reader that sees a line twice knows it. Kinds and their f
 
 phase       name: setup | data | baseline | train | evaluate | save
 data        train_rows, eval_rows, train_tokens, dropped, truncated, labels
+packing     kind: prefix | flat | padded | sequences, why, micro (rows a pass), passes (a step)
 step        step, total_steps, epoch, loss, lr, grad_norm, tokens, tokens_per_s, step_s, peak_gib
 eval_loss   step, loss
 eval        which: baseline | tuned, metrics (as in metrics.json)

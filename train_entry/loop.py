@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import os
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset as TokenDataset
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from train_entry import watchdog
@@ -23,7 +24,10 @@ from train_entry.checkpoint import publish
 from train_entry.config import TrainJob
 from train_entry.data import Example, label_ids
 from train_entry.divergence import NotedSteps, refuse_diverged, watch
+from train_entry.events import say
 from train_entry.failure import JobError
+from train_entry.packing import Packing, as_tokens, choose, packed_loss
+from train_entry.prefix import PackedTrainer
 from train_entry.resuming import take_settings
 from train_entry.stop import StopWatch
 
@@ -73,7 +77,7 @@ def trainer_config(job: TrainJob, work: Path, device: str, world: int, most_rows
         max_grad_norm=job.train.max_grad_norm,
         seed=job.train.seed,
         data_seed=job.train.seed,
-        packing=job.train.packing,
+        packing=bool(job.train.packing),
         max_length=job.data.max_length if job.train.packing else None,  # rows are bounded before
         dataset_kwargs=None if job.train.packing else {"skip_prepare_dataset": True},
         gradient_checkpointing=on_gpu if checkpointing is None else checkpointing,
@@ -111,6 +115,10 @@ def micro_batches(job: TrainJob, device: str, world: int, most_rows: int | None 
     return micro, share // micro
 
 
+class PrefixTrainer(NotedSteps, PackedTrainer):
+    """The trainer of shared prefixes."""
+
+
 class CompletionTrainer(NotedSteps, SFTTrainer):  # type: ignore[misc]
     """SFTTrainer whose language-model head sees only the places that predict a learnt token.
 
@@ -138,6 +146,14 @@ class CompletionTrainer(NotedSteps, SFTTrainer):  # type: ignore[misc]
         scale = self.accelerator.num_processes if num_items_in_batch is not None else 1
         return total * scale / count
 
+    def _track_num_input_tokens(self, inputs: Any) -> None:
+        """The Trainer tells padding by its token, which ends rows too where a model has no other."""
+        if "attention_mask" in inputs:
+            super()._track_num_input_tokens(inputs)
+            return
+        tokens = torch.tensor(inputs["input_ids"].numel(), device=self.args.device)
+        self.state.num_input_tokens_seen += int(self.accelerator.gather(tokens).sum())
+
 
 def pad_left(batch: Sequence[Mapping[str, list[int]]], pad: int) -> dict[str, Any]:
     """Right-aligned rows: the answers stand in the same last columns, and positions count from the row."""
@@ -151,27 +167,45 @@ def pad_left(batch: Sequence[Mapping[str, list[int]]], pad: int) -> dict[str, An
     }
 
 
-def make_trainer(
-    model: Any, tokenizer: Any, config: SFTConfig, job: TrainJob, rows: Sequence[Example]
-) -> SFTTrainer:
-    """A trainer over exactly these rows: it gets token ids, so nothing is cut or dropped on the way."""
-    dataset = TokenDataset.from_list(
-        [{"input_ids": [*e.prompt, *e.completion], "labels": label_ids(e, job.train.loss_on)} for e in rows]
-    )
+def packing_of(
+    model: Any, tokenizer: Any, config: SFTConfig, job: TrainJob, rows: Sequence[Example],
+    most_rows: int | None = None,
+) -> Packing:  # fmt: skip
+    """How these rows are put into passes, at most `most_rows` each; the same on every rank."""
     pad = tokenizer.pad_token_id
-    trainer = CompletionTrainer(
-        model=model,
-        args=config,
-        train_dataset=dataset,
-        processing_class=tokenizer,
-        data_collator=None if job.train.packing else lambda batch: pad_left(batch, pad),
-    )
+    return choose(
+        model, config, job, rows, pad, lambda own: all(gathered(own)), lambda line: say(line, sys.stderr),
+        most_rows,
+    )  # fmt: skip
+
+
+def make_trainer(
+    model: Any, tokenizer: Any, config: SFTConfig, job: TrainJob, rows: Sequence[Example],
+    packing: Packing | None = None,
+) -> Trainer:  # fmt: skip
+    """A trainer over exactly these rows: it gets token ids, so nothing is cut or dropped on the way.
+
+    Without `packing` it is the one that packing_of finds.
+    """
+    packing = packing or packing_of(model, tokenizer, config, job, rows)
+    config = copy.copy(config)
+    config.per_device_train_batch_size = packing.micro
+    config.gradient_accumulation_steps = packing.passes
+    config.padding_free = packing.kind == "flat"
+    dataset = TokenDataset.from_list([as_tokens(e, job.train.loss_on) for e in rows])
+    pad = tokenizer.pad_token_id
+    collators = {"prefix": packing.collator(pad), "padded": lambda batch: pad_left(batch, pad)}
+    kind = PrefixTrainer if packing.kind == "prefix" else CompletionTrainer
+    trainer = kind(
+        model=model, args=config, train_dataset=dataset, processing_class=tokenizer,
+        data_collator=collators.get(packing.kind),
+    )  # fmt: skip
     for parameter in trainer.model.parameters():
         if parameter.requires_grad and parameter.dtype == torch.bfloat16 and job.tuning.kind == "qlora":
             parameter.data = parameter.data.float()  # TRL makes them bfloat16, too coarse for small steps
     # TRL's printer repeats every step that the events already tell.
     trainer.remove_callback(PrinterCallback)
-    if not job.train.packing and len(trainer.train_dataset) != len(rows):
+    if packing.kind != "sequences" and len(trainer.train_dataset) != len(rows):
         raise JobError("data", f"{len(rows) - len(trainer.train_dataset)} rows were lost on the way to training")
     return trainer
 
@@ -221,6 +255,7 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
         self.held_out, self.pad = held_out, pad
         self.rows_of_step: Callable[[], list[str]] = list
         self.eval_every = 1
+        self.prefixes = False
         self.stopped: str | None = None
         self.resumed_step = self.last_step = 0
         self.changed = False
@@ -317,7 +352,11 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             plain = getattr(model, "module", model)
             # Not the stop's tick: a stop during training is agreed on at the end of the step.
-            loss = held_out_loss(plain, self.held_out, self.job.eval.batch_size, self.pad, watchdog.beat)
+            rows = self.job.eval.batch_size
+            if self.prefixes:
+                loss = packed_loss(plain, self.held_out, rows, watchdog.beat)
+            else:
+                loss = held_out_loss(plain, self.held_out, rows, self.pad, watchdog.beat)
             refuse_diverged("evaluation loss", loss, state.global_step)
             self.emit("eval_loss", step=state.global_step, loss=loss)
         loss = broadcast(loss)

@@ -71,7 +71,7 @@ def load_base(job: TrainJob, inputs: Path, device: str) -> Any:
     if job.tuning.kind == "qlora" or device != "cpu":
         extra["device_map"] = {"": device}
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation="sdpa", **extra)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **extra)
     except torch.OutOfMemoryError as exc:
         raise JobError(
             "oom",
@@ -96,6 +96,7 @@ def with_tuning(model: Any, job: TrainJob) -> Any:
         return model
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
+    from train_entry.adapters import cast_adapters
     from train_entry.dropout import quicken
 
     if job.tuning.kind == "qlora":
@@ -119,6 +120,7 @@ def with_tuning(model: Any, job: TrainJob) -> Any:
     # get_peft_model writes the folder it was loaded from; the adapter must name what the user named.
     tuned.peft_config["default"].base_model_name_or_path = on_the_hub(job.model).id
     quicken(tuned)
+    cast_adapters(tuned)
     return tuned
 
 

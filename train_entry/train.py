@@ -6,6 +6,7 @@ failure.json in LAUNCH_OUTPUT_DIR.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -256,9 +257,14 @@ def _train(
         callback.resumed_step, callback.changed = found.step, bool(found.changed)
     if not progress.finished:
         at.emit("phase", name="train")
-        trainer = loop.make_trainer(model, tokenizer, config, at.job, data.train)
+        packing = loop.packing_of(
+            model, tokenizer, config, at.job, data.train, memory.most_rows(at.checkpoints, at.device)
+        )
+        at.emit("packing", **dataclasses.asdict(packing))
+        trainer = loop.make_trainer(model, tokenizer, config, at.job, data.train, packing)
         trainer.add_callback(callback)
-        callback.plan_evaluations(len(trainer.get_train_dataloader()), config.gradient_accumulation_steps)
+        callback.prefixes = packing.kind == "prefix"
+        callback.plan_evaluations(len(trainer.get_train_dataloader()), packing.passes)
         callback.rows_of_step = lambda: rows_in(trainer.step_batches, data.train)
         resume = str(found.folder / "trainer") if found else None
         save = not at.job.train.dry_run_steps

@@ -170,3 +170,20 @@ def test_every_adapter_gets_that_dropout_and_draws_it_by_the_seed(model_folder, 
         torch.manual_seed(seed)
         drawn.append(model(input_ids=ids, use_cache=False).logits)
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+def test_model_whose_attention_torch_has_no_kernel_for_loads_with_its_own(model_folder, tmp_path):
+    from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
+
+    folder = tmp_path / "gemma"
+    config = Gemma2Config(
+        vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, sliding_window=16,
+    )  # fmt: skip
+    Gemma2ForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder)
+    assert load_base(bare(folder), tmp_path, "cpu").config._attn_implementation == "eager"
+    assert load_base(bare(model_folder), tmp_path, "cpu").config._attn_implementation == "sdpa"
+    before, model = trained(parsed(folder, train={"max_steps": 2}), tmp_path)
+    learn = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert any(not torch.equal(before[n], p) for n, p in learn.items())
