@@ -13,7 +13,7 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from heapq import nlargest
 from pathlib import Path
@@ -224,7 +224,7 @@ def _tokenized(job: TrainJob, rows: Sequence[Row], tokenizer: ModelTokenizer) ->
     """(prompt, answer) in tokens of each row: what train_entry.data.tokenize makes of it, many at once."""
     # The tokenizer works outside of the interpreter's lock: templates of the next rows are rendered meanwhile.
     with ThreadPoolExecutor(1) as aside:
-        parts = []
+        parts: list[Future[list[tuple[int, int]]]] = []
         for at in range(0, len(rows), BATCH):
             texts = [render(job, tokenizer, row) for row in rows[at : at + BATCH]]
             if len(parts) > 1:

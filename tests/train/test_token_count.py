@@ -116,7 +116,7 @@ THINKING = (
 CONFIGS: dict[str, tuple[str | None, dict[str, Any]]] = {
     "no template": (None, {}),
     "no template, a first token that is not in use": (None, {"bos_token": "<s>", "add_bos_token": True}),
-    "no template, neither is a last one": (None, {"bos_token": "<s>", "add_bos_token": True, "add_eos_token": True}),
+    "no template, neither is a last one": (None, {"bos_token": "<s>", "add_eos_token": True}),
     "trims, and writes special tokens by name": (LLAMA_LIKE, {"bos_token": "<|im_start|>"}),
     "an answer that is not rendered behind the prompt": (THINKING, {}),
     "several templates": (None, {"chat_template": [
