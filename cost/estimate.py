@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from cost.band import Band, Refusal
-from cost.calibration import Calibration
+from cost.calibration import Calibration, Training
 from cost.extras import extras_of
 from cost.gpus import Gpu, find_gpu
 from cost.memory import Fit, fits, memory
@@ -42,6 +42,8 @@ class CostEstimate:
     hours: Hours | None = None
     tokens: float | None = None
     """Tokens that the job trains on, all epochs together."""
+    training: Training | None = None
+    """What the model expects of a step: the ledger compares it with what was measured."""
 
 
 def estimate(offer: Offer, most_hours: float) -> CostEstimate:
