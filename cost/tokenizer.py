@@ -44,15 +44,22 @@ class ModelTokenizer:
         return str(self.core.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def apply_chat_template(
-        self, messages: Sequence[Message], tokenize: bool = False, add_generation_prompt: bool = False
+        self, messages: Sequence[Message], *, tokenize: bool = False, add_generation_prompt: bool = False
     ) -> str:
-        """The conversation as text. Raises jinja2.TemplateError where the template does."""
+        """The conversation as text. Raises jinja2.TemplateError where the template fails."""
+        from jinja2 import TemplateError
+
         if self._render is None:
             self._render = _compiled(self.chat_template or "")
-        return self._render(
-            messages=[dict(m) for m in messages], tools=None, documents=None,
-            add_generation_prompt=add_generation_prompt, **self._named,
-        )  # fmt: skip
+        try:
+            return self._render(
+                messages=[dict(m) for m in messages], tools=None, documents=None,
+                add_generation_prompt=add_generation_prompt, **self._named,
+            )  # fmt: skip
+        except TemplateError:
+            raise
+        except Exception as exc:  # a template is a program: it can add a number to a text
+            raise TemplateError(f"{type(exc).__name__}: {exc}") from exc
 
 
 def load(files: Mapping[str, Path], chat_template: str | None, name: str) -> ModelTokenizer:

@@ -154,8 +154,8 @@ def _count(job: JobSpec, files: Sequence[Path], tokenizer: ModelTokenizer | None
             held = _rows(job, files[1])
         elif job.data.eval is None:
             train, held = split(train, job.data.eval_fraction, job.train.seed)
-        evaluation = _count_rows(ready, held, tokenizer) if held else None
-        return replace(_count_rows(ready, train, tokenizer), evaluation=evaluation)
+        counted = _count_rows(ready, train, tokenizer)
+        return replace(counted, evaluation=_count_rows(ready, held, tokenizer) if held else None)
     except JobError as exc:
         raise ConfigError(exc.message, exc.hint) from exc
 

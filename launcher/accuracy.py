@@ -45,9 +45,10 @@ def summary(entries: Sequence[Entry]) -> str:
     inside = sum(bool(one.inside) for one in known)
     error = middle_error(known)
     assert error is not None
+    jobs = f"{len(known)} job{'' if len(known) == 1 else 's'}"
     return (
-        f"time: {len(known)} {'job' if len(known) == 1 else 'jobs'} compared, median error {100 * error:.0f} %, {inside} inside the band"
-        f" (ERROR: estimate above (+) or below (-) what it took; STEP: measured over modelled)"
+        f"time: {jobs} compared, median error {100 * error:.0f} %, {inside} inside the band (ERROR: estimate "
+        "above (+) or below (-) what it took; STEP: measured over modelled)"
     )
 
 
