@@ -188,7 +188,7 @@ def _count_rows(job: TrainJob, rows: Sequence[Row], tokenizer: ModelTokenizer | 
     # A sample seldom has the longest row, which memory depends on: the longest texts are looked at beside it.
     longest = _lengths(job, nlargest(LONGEST, rows, key=_size), tokenizer) if sampled else found
     more = len(rows) / len(chosen)
-    error = 0.0 if tokenizer else token_guess.ERROR
+    error = 0.0 if tokenizer else token_guess.error(chosen)
     return TokenCount(
         lengths=thinned(found.whole, max(longest.whole, default=0)),
         answers=thinned(found.answers, max(longest.answers, default=0)),

@@ -16,6 +16,7 @@ from cost import token_guess, tokens
 from cost.tokens import KEPT, TokenCount, count, sampling_error, thinned
 from launcher.errors import ConfigError
 from launcher.spec import JobSpec
+from train_entry.rows import Row
 
 TEMPLATE = "{% for m in messages %}<b>{{ m.role }} {{ m.content }}<e>{% endfor %}"
 WORDS = ("card", "lost", "refund", "please", "money", "twice")
@@ -155,7 +156,7 @@ def test_a_file_with_too_much_text_is_sampled_too(rows: Path, monkeypatch: pytes
 
 def test_without_a_tokenizer_the_size_of_the_text_counts_and_that_is_said(rows: Path) -> None:
     found = counted(rows, model="org/nowhere")
-    assert found.error == token_guess.ERROR
+    assert found.error == token_guess.ENGLISH
     assert "org/nowhere is not on this machine" in (found.assumption or "")
     assert found.evaluation is not None and found.evaluation.assumption == found.assumption
     assert found.rows == 3 and list(found.lengths) == sorted(found.lengths)
@@ -166,17 +167,28 @@ def test_a_guess_refuses_no_row(rows: Path) -> None:
     assert found.lengths[-1] == 8 and found.truncated == 3
 
 
+def row(text: str) -> Row:
+    return Row("x:1", ({"role": "user", "content": text},), text)
+
+
 @pytest.mark.parametrize(
     ("text", "large", "small"),
-    [("a" * 43, 10, 11.3), ("卡" * 12, 10, 17.1), ("и" * 30, 10, 15), ("1" * 20, 10, 20), ("é" * 26, 10, 13)],
-    ids=["ascii", "han", "cyrillic", "digits", "latin"],
-)
+    [
+        ("a" * 43, 10, 11.3), ("卡" * 11, 10, 16.9), ("и" * 24, 10, 16), ("1" * 20, 10, 20),
+        ("a" * 33 + "é" * 12, 20, 32.7), ("a" * 43 + "卡" * 11, 20, 28.2),
+    ],
+    ids=["ascii", "han", "cyrillic", "digits", "european", "mixed"],
+)  # fmt: skip
 def test_a_guess_by_script_by_hand(text: str, large: float, small: float) -> None:
-    from train_entry.rows import Row
+    scripts = token_guess._scripts([row(text)])
+    assert token_guess._tokens_a_character(scripts, True) * len(text) == pytest.approx(large, rel=0.01)
+    assert token_guess._tokens_a_character(scripts, False) * len(text) == pytest.approx(small, rel=0.01)
 
-    row = Row("x:1", ({"role": "user", "content": text},), text)
-    assert token_guess._tokens_a_character([row], True) * len(text) == pytest.approx(large, rel=0.01)
-    assert token_guess._tokens_a_character([row], False) * len(text) == pytest.approx(small, rel=0.01)
+
+def test_a_guess_of_other_languages_than_english_is_worth_less() -> None:
+    assert token_guess.error([row("the card was lost")]) == token_guess.ENGLISH
+    assert token_guess.error([row("la carte a été égarée")]) == token_guess.ELSE
+    assert token_guess.error([row("卡丢了")]) == token_guess.ELSE
 
 
 def test_every_character_has_a_script() -> None:
