@@ -144,7 +144,10 @@ def _download(model: Model, names: Sequence[str], place: Path, asked: dict[str, 
             content, why = _get(client, url, model.id)
             if why:
                 note["why"] = why_not = why
-                break  # the others would be refused the same way
+                asked.update(
+                    dict.fromkeys(names[names.index(name) :], note)
+                )  # it would say the same of the others
+                break
             note["absent"] = content is None
             if content is not None:
                 _write(place / name, content)

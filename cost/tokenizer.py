@@ -2,6 +2,7 @@
 
 tokenizer.json says nearly everything. The rest, as transformers 5.23 reads it (read 2026-11-25): names of special
 tokens in tokenizer_config.json (older: special_tokens_map.json), the template in chat_template.jinja or there.
+Its add_bos_token and add_eos_token count for nothing beside a tokenizer.json, whose post-processor says it.
 """
 
 from __future__ import annotations
@@ -43,15 +44,22 @@ class ModelTokenizer:
         return str(self.core.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def apply_chat_template(
-        self, messages: Sequence[Message], tokenize: bool = False, add_generation_prompt: bool = False
+        self, messages: Sequence[Message], *, tokenize: bool = False, add_generation_prompt: bool = False
     ) -> str:
-        """The conversation as text. Raises jinja2.TemplateError where the template does."""
+        """The conversation as text. Raises jinja2.TemplateError where the template fails."""
+        from jinja2 import TemplateError
+
         if self._render is None:
             self._render = _compiled(self.chat_template or "")
-        return self._render(
-            messages=[dict(m) for m in messages], tools=None, documents=None,
-            add_generation_prompt=add_generation_prompt, **self._named,
-        )  # fmt: skip
+        try:
+            return self._render(
+                messages=[dict(m) for m in messages], tools=None, documents=None,
+                add_generation_prompt=add_generation_prompt, **self._named,
+            )  # fmt: skip
+        except TemplateError:
+            raise
+        except Exception as exc:  # a template is a program: it can add a number to a text
+            raise TemplateError(f"{type(exc).__name__}: {exc}") from exc
 
 
 def load(files: Mapping[str, Path], chat_template: str | None, name: str) -> ModelTokenizer:
@@ -77,7 +85,6 @@ def load(files: Mapping[str, Path], chat_template: str | None, name: str) -> Mod
             f"the tokenizer of {name} has no end-of-sequence token", "the trainer refuses it: use another model"
         )
     named.setdefault("pad_token", named["eos_token"])
-    _own_ends(core, config, named)
     template = chat_template if chat_template is not None else _template(files, config)
     return ModelTokenizer(core, template, named, eos)
 
@@ -113,19 +120,6 @@ def _add_missing(core: Tokenizer, config: Mapping[str, Any], named: Mapping[str,
             core.add_tokens([AddedToken(text, **{kind: bool(token.get(kind)) for kind in kinds})])
             there.add(text)
     core.add_special_tokens([AddedToken(text, special=True) for text in named.values() if text not in there])
-
-
-def _own_ends(core: Tokenizer, config: Mapping[str, Any], named: Mapping[str, str]) -> None:
-    """What plain text gets before and behind it where the config says so, or the file says nothing."""
-    if not ({"add_bos_token", "add_eos_token"} & config.keys() or core.post_processor is None):
-        return
-    from tokenizers.processors import TemplateProcessing
-
-    before = named.get("bos_token") if config.get("add_bos_token") else None
-    behind = named.get("eos_token") if config.get("add_eos_token") else None
-    parts = [*([f"{before}:0"] if before else []), "$A:0", *([f"{behind}:0"] if behind else [])]
-    ends = [(text, core.token_to_id(text)) for text in dict.fromkeys((before, behind)) if text]
-    core.post_processor = TemplateProcessing(single=" ".join(parts), pair="$A:0 $B:1", special_tokens=ends)
 
 
 def _template(files: Mapping[str, Path], config: Mapping[str, Any]) -> str | None:

@@ -13,6 +13,7 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from heapq import nlargest
 from pathlib import Path
@@ -31,8 +32,8 @@ from train_entry.rows import Row, RowError, read_rows
 
 COUNTED = 1
 """Raised whenever the same files would be counted otherwise: counts kept before are then made anew."""
-MOST_ROWS = 200_000
-"""Larger files are counted by a sample."""
+MOST_ROWS, MOST_CHARACTERS = 200_000, 60_000_000
+"""Larger files are counted by a sample: two cores count some 700,000 tokens a second."""
 SAMPLE = 20_000
 LONGEST = 50
 """Of a larger file, so many of the longest texts are counted too."""
@@ -153,8 +154,8 @@ def _count(job: JobSpec, files: Sequence[Path], tokenizer: ModelTokenizer | None
             held = _rows(job, files[1])
         elif job.data.eval is None:
             train, held = split(train, job.data.eval_fraction, job.train.seed)
-        evaluation = _count_rows(ready, held, tokenizer) if held else None
-        return replace(_count_rows(ready, train, tokenizer), evaluation=evaluation)
+        counted = _count_rows(ready, train, tokenizer)
+        return replace(counted, evaluation=_count_rows(ready, held, tokenizer) if held else None)
     except JobError as exc:
         raise ConfigError(exc.message, exc.hint) from exc
 
@@ -179,7 +180,7 @@ def _rows(job: JobSpec, path: Path) -> list[Row]:
 
 
 def _count_rows(job: TrainJob, rows: Sequence[Row], tokenizer: ModelTokenizer | None) -> TokenCount:
-    sampled = len(rows) > MOST_ROWS
+    sampled = len(rows) > SAMPLE and (len(rows) > MOST_ROWS or sum(map(_size, rows)) > MOST_CHARACTERS)
     chosen = random.Random(job.train.seed).sample(rows, SAMPLE) if sampled else rows
     found = _lengths(job, chosen, tokenizer)
     if not found.whole:
@@ -187,7 +188,7 @@ def _count_rows(job: TrainJob, rows: Sequence[Row], tokenizer: ModelTokenizer | 
     # A sample seldom has the longest row, which memory depends on: the longest texts are looked at beside it.
     longest = _lengths(job, nlargest(LONGEST, rows, key=_size), tokenizer) if sampled else found
     more = len(rows) / len(chosen)
-    error = 0.0 if tokenizer else token_guess.ERROR
+    error = 0.0 if tokenizer else token_guess.error(chosen)
     return TokenCount(
         lengths=thinned(found.whole, max(longest.whole, default=0)),
         answers=thinned(found.answers, max(longest.answers, default=0)),
@@ -206,9 +207,7 @@ def _lengths(job: TrainJob, rows: Sequence[Row], tokenizer: ModelTokenizer | Non
     if tokenizer is None:
         both = token_guess.lengths(job, rows)
     else:
-        both = [
-            pair for at in range(0, len(rows), BATCH) for pair in _tokenized(job, rows[at : at + BATCH], tokenizer)
-        ]
+        both = _tokenized(job, rows, tokenizer)
     limit = job.data.max_length
     over = [i for i, (prompt, answer) in enumerate(both) if prompt + answer > limit]
     if over and job.data.overlong == "error" and tokenizer is not None:  # a guess refuses nothing
@@ -222,8 +221,19 @@ def _lengths(job: TrainJob, rows: Sequence[Row], tokenizer: ModelTokenizer | Non
 
 
 def _tokenized(job: TrainJob, rows: Sequence[Row], tokenizer: ModelTokenizer) -> list[tuple[int, int]]:
-    """(prompt, answer) in tokens: what train_entry.data.tokenize makes of each row, for many rows at once."""
-    texts = [render(job, tokenizer, row) for row in rows]
+    """(prompt, answer) in tokens of each row: what train_entry.data.tokenize makes of it, many at once."""
+    # The tokenizer works outside of the interpreter's lock: templates of the next rows are rendered meanwhile.
+    with ThreadPoolExecutor(1) as aside:
+        parts: list[Future[list[tuple[int, int]]]] = []
+        for at in range(0, len(rows), BATCH):
+            texts = [render(job, tokenizer, row) for row in rows[at : at + BATCH]]
+            if len(parts) > 1:
+                parts[-2].result()  # no more than two batches of text wait
+            parts.append(aside.submit(_batch, texts, tokenizer))
+        return [pair for part in parts for pair in part.result()]
+
+
+def _batch(texts: Sequence[tuple[str, str]], tokenizer: ModelTokenizer) -> list[tuple[int, int]]:
     prompts = tokenizer.batch([prompt for prompt, _ in texts], not tokenizer.chat_template)
     answers = tokenizer.batch([answer for _, answer in texts], False)
     end = tokenizer.eos_token_id

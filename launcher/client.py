@@ -18,7 +18,6 @@ from backends.base import (
     Bundle,
     JobRef,
     JobState,
-    JobStatus,
     LogLine,
     Plan,
     Problem,
@@ -40,7 +39,7 @@ from launcher.errors import (
 )
 from launcher.events import Event
 from launcher.home import cache
-from launcher.observing import Observer, Trouble
+from launcher.observing import Heard, Observer
 from launcher.planning import (
     Planned,
     check,
@@ -198,7 +197,7 @@ class Client:
         self._observer.refresh(record)
         return self._again(record.id)
 
-    def follow(self, job_id: str, from_start: bool = True) -> Iterator[LogLine | Event | JobStatus | Trouble]:
+    def follow(self, job_id: str, from_start: bool = True) -> Iterator[Heard]:
         """What the job says and does, live, until it is over and its log is drained.
 
         Nothing twice, and nothing missed: what was recorded before this call comes only with from_start.

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from backends.base import JobStatus, LogLine
 from launcher.events import Event
-from launcher.observing import Trouble
+from launcher.observing import Heard, Spending, Trouble
 from launcher.screen import STATE_STYLE, span
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -44,6 +44,7 @@ class Watched:
     checkpoint: int | None = None
     failure: str | None = None
     trouble: Trouble | None = None
+    spending: Spending | None = None
     recent_s: deque[float] = field(default_factory=lambda: deque(maxlen=20))
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=RECENT))
 
@@ -54,8 +55,11 @@ class Watched:
             return None
         return (self.total - self.step) * sum(self.recent_s) / len(self.recent_s)
 
-    def hear(self, item: LogLine | Event | JobStatus | Trouble) -> None:
+    def hear(self, item: Heard) -> None:
         """Take in one item of Client.follow."""
+        if isinstance(item, Spending):
+            self.spending = item
+            return
         self.trouble = item if isinstance(item, Trouble) else None
         if isinstance(item, Trouble):
             return
@@ -98,7 +102,7 @@ def sparkline(values: list[float], width: int) -> str:
     return "".join(BARS[round((v - low) * scale)] for v in values)
 
 
-def follow(items: Iterable[LogLine | Event | JobStatus | Trouble], job_id: str, console: Console) -> Watched:
+def follow(items: Iterable[Heard], job_id: str, console: Console) -> Watched:
     """Show `items` until they end; what was heard. KeyboardInterrupt passes through."""
     seen = Watched(job_id)
     if console.is_terminal:
@@ -108,7 +112,7 @@ def follow(items: Iterable[LogLine | Event | JobStatus | Trouble], job_id: str, 
     return seen
 
 
-def _follow_live(items: Iterable[LogLine | Event | JobStatus | Trouble], seen: Watched, console: Console) -> None:
+def _follow_live(items: Iterable[Heard], seen: Watched, console: Console) -> None:
     began = time.monotonic()
 
     def render() -> RenderableType:
@@ -119,7 +123,7 @@ def _follow_live(items: Iterable[LogLine | Event | JobStatus | Trouble], seen: W
             seen.hear(item)
 
 
-def _follow_plain(items: Iterable[LogLine | Event | JobStatus | Trouble], seen: Watched, console: Console) -> None:
+def _follow_plain(items: Iterable[Heard], seen: Watched, console: Console) -> None:
     """A line a phase, and one for the steps of every few seconds."""
     last = 0.0
     for item in items:
@@ -129,6 +133,8 @@ def _follow_plain(items: Iterable[LogLine | Event | JobStatus | Trouble], seen: 
             line = item.text
         elif isinstance(item, Trouble):
             line = in_trouble(item)
+        elif isinstance(item, Spending):
+            line = spent_so_far(item, seen.job_id)
         elif isinstance(item, Event) and item.name == "step":
             if time.monotonic() - last >= PLAIN_EVERY_S or seen.step in (1, seen.total):
                 last = time.monotonic()
@@ -143,6 +149,15 @@ def in_trouble(trouble: Trouble) -> str:
     """Why nothing is heard of the job, and what helps."""
     hint = f"; {trouble.hint}" if trouble.hint else ""
     return f"cannot look at the job now: {trouble.message} (it goes on; trying again{hint})"
+
+
+def spent_so_far(spending: Spending, job_id: str) -> str:
+    """The warning that the budget comes to its end, and what then happens."""
+    share = 100 * spending.dollars / spending.budget
+    return (
+        f"about ${spending.dollars:.2f} of the budget of ${spending.budget:.2f} is spent ({share:.0f} %): "
+        f"at its end the job checkpoints and stops; launch cancel {job_id} does it now"
+    )
 
 
 def as_words(event: Event) -> str | None:
@@ -196,6 +211,8 @@ def panel(seen: Watched, elapsed_s: float, width: int) -> RenderableType:
         parts.append(Text(line, style="dim", overflow="ellipsis", no_wrap=True))
     if seen.trouble is not None:
         parts.append(Text(in_trouble(seen.trouble), style="yellow"))
+    if seen.spending is not None:
+        parts.append(Text(spent_so_far(seen.spending, seen.job_id), style="yellow"))
     parts.append(Text("Ctrl-C detaches; the job goes on", style="dim italic"))
     return Group(*parts)
 

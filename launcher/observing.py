@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -20,6 +21,8 @@ LAST_EVENT = {JobState.SUCCEEDED: "done", JobState.FAILED: "failure", JobState.C
 GIVE_UP_S = 3600.0
 """How long a follower goes on asking a vendor that refuses it or can't be reached."""
 MOST_WAIT_S = 60.0
+WARN_AT = Decimal("0.8")
+"""The share of its budget behind which a job's followers are warned."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,18 @@ class Trouble:
 
     message: str
     hint: str | None
+
+
+@dataclass(frozen=True)
+class Spending:
+    """Most of the job's budget is spent, by the time since its start and the price an hour; told once."""
+
+    dollars: Decimal
+    budget: Decimal
+
+
+Heard = LogLine | Event | JobStatus | Trouble | Spending
+"""What a follower gets."""
 
 
 @dataclass
@@ -60,7 +75,7 @@ class Observer:
         if look.trouble is not None:
             raise look.trouble
 
-    def follow(self, record: JobRecord, from_start: bool) -> Iterator[LogLine | Event | JobStatus | Trouble]:
+    def follow(self, record: JobRecord, from_start: bool) -> Iterator[Heard]:
         """What the job says and does, live, until it is over and its log is drained. Nothing twice.
 
         An expired login and a lost network are told once and waited out: nothing is missed.
@@ -70,9 +85,13 @@ class Observer:
         can = self._backend(record.backend).capabilities
         state = record.state
         troubled_since: float | None = None
+        warned = False
         while True:
             look = self._look(record, cursor)
             yield from look.items
+            if not warned and (spending := spent(record, look.status)) is not None:
+                warned = True
+                yield spending
             cursor = look.cursor
             if look.trouble is not None:
                 if troubled_since is None:
@@ -123,6 +142,19 @@ class Observer:
         if not drain_s or (status.ended and datetime.now(UTC) - status.ended > timedelta(seconds=drain_s)):
             return True
         return any(event.name == LAST_EVENT[status.state] for event in self._store.events(job_id))
+
+
+def spent(record: JobRecord, status: JobStatus | None, now: datetime | None = None) -> Spending | None:
+    """What a running job has cost, once that is WARN_AT of its budget or more.
+
+    Example: $2.50 an hour, started 4 h ago, a budget of $12: 10.00 of 12.00, which is 83 %.
+    """
+    budget, hourly = record.spec.get("budget"), record.estimate.get("hourly")
+    if not budget or not hourly or status is None or status.started is None or status.state.terminal:
+        return None
+    seconds = ((now or datetime.now(UTC)) - status.started).total_seconds()
+    dollars = Decimal(hourly) * Decimal(seconds) / 3600
+    return Spending(round(dollars, 2), Decimal(budget)) if dollars >= WARN_AT * Decimal(budget) else None
 
 
 def _poll_s(usual: float) -> float:

@@ -10,13 +10,13 @@ from typing import Any
 
 import click
 
-from backends.base import JobStatus, LogLine
+from backends.base import JobStatus
 from launcher import screen
 from launcher.client import Client
 from launcher.errors import JobFailedError
 from launcher.events import Event
 from launcher.live import follow
-from launcher.observing import Trouble
+from launcher.observing import Heard, Spending, Trouble
 from launcher.store import JobRecord
 
 TAIL = 12
@@ -134,7 +134,7 @@ def _took(record: JobRecord) -> list[tuple[str, str]]:
     return rows
 
 
-def _follow_json(items: Iterator[LogLine | Event | JobStatus | Trouble]) -> None:
+def _follow_json(items: Iterator[Heard]) -> None:
     """Every event as a JSON line, and every change of state."""
     for item in items:
         if isinstance(item, Event):
@@ -144,6 +144,9 @@ def _follow_json(items: Iterator[LogLine | Event | JobStatus | Trouble]) -> None
             print(json.dumps(body), flush=True)
         elif isinstance(item, Trouble):
             print(json.dumps({"event": "trouble", "message": item.message, "hint": item.hint}), flush=True)
+        elif isinstance(item, Spending):
+            body = {"event": "spending", "dollars": str(item.dollars), "budget": str(item.budget)}
+            print(json.dumps(body), flush=True)
 
 
 def _raise_if_failed(client: Client, record: JobRecord) -> None:

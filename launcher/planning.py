@@ -137,4 +137,7 @@ def estimate_json(plan: Plan) -> dict[str, Any]:
     hourly = plan.offer.hourly
     money["hourly"] = None if hourly is None else str(hourly)
     money["instance_type"] = plan.offer.instance_type
+    found = plan.estimate
+    money["hours"] = found.hours and {n: round(getattr(found.hours, n), 4) for n in ("low", "expected", "high")}
+    money["training"] = found.training and found.training.as_json()
     return {**money, "assumptions": list(values["assumptions"]), "missing": list(values["missing"])}

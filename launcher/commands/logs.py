@@ -18,8 +18,8 @@ def command(job: str | None, follow: bool, tail: int | None, as_json: bool) -> N
 
     from backends.base import JobStatus, LogLine
     from launcher.events import Event, from_line
-    from launcher.live import as_words, in_trouble
-    from launcher.observing import Trouble
+    from launcher.live import as_words, in_trouble, spent_so_far
+    from launcher.observing import Spending, Trouble
     from launcher.outcome import detaching
 
     client = options.make_client()
@@ -39,6 +39,8 @@ def command(job: str | None, follow: bool, tail: int | None, as_json: bool) -> N
             for item in client.follow(job_id):
                 if isinstance(item, Trouble):
                     click.echo(in_trouble(item), err=True)
+                elif isinstance(item, Spending):
+                    click.echo(spent_so_far(item, job_id), err=True)
                 elif not isinstance(item, JobStatus):
                     show(item)
         return

@@ -95,7 +95,9 @@ def test_train_entry_imports_none_of_the_others() -> None:
     ] == []
 
 
-@pytest.mark.parametrize("name", [*sorted(FROM_TRAIN_ENTRY | COUNTING), "train_entry.__main__", "train_entry.checkpoint"])
+@pytest.mark.parametrize(
+    "name", [*sorted(FROM_TRAIN_ENTRY | COUNTING), "train_entry.__main__", "train_entry.checkpoint"]
+)
 def test_what_must_run_without_torch_reaches_the_standard_library_only(name: str) -> None:
     reached, strange, todo = {name}, [], [name]
     while todo:
