@@ -14,7 +14,7 @@ from cost.work import Work
 def assumptions(work: Work, found: Sequence[OfferEstimate]) -> Iterator[str]:
     """The assumptions behind these estimates of one job."""
     for text in work.assumptions:
-        yield f"tokens: {text} (+-{100 * work.error:.0f} %)"
+        yield f"{text} (+-{100 * work.error:.0f} %)"
     timed = [one for one in found if one.hardware.hours is not None]
     priced = [one for one in timed if isinstance(one.price, Price) and one.offer.backend != "local"]
     if timed:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from cost.band import Band, Refusal
-from cost.calibration import Calibration, Training
+from cost.calibration import Calibration, Key, Training
 from cost.extras import extras_of
 from cost.gpus import Gpu, find_gpu
 from cost.memory import Fit, fits, memory
@@ -22,8 +22,8 @@ from launcher.spec import JobSpec
 CENT = Decimal("0.01")
 ZERO = Decimal(0)
 
-Calibrations = Callable[[str, str, str], Calibration | None]
-"""(GPU, tuning kind, stack) -> what earlier jobs say about such jobs."""
+Calibrations = Mapping[Key, Calibration]
+"""(GPU, kind of tuning, stack) -> what earlier jobs say about such jobs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ class Estimator:
 
     work: Work
     prices: Prices
-    calibrations: Calibrations = field(default=lambda gpu, kind, stack: None)
+    calibrations: Calibrations = field(default_factory=dict)
     _known: dict[tuple[object, ...], Hardware] = field(default_factory=dict, repr=False)
 
     def __call__(self, offer: Offer) -> OfferEstimate:
@@ -182,7 +182,7 @@ def hardware_of(work: Work, offer: Offer, calibrations: Calibrations) -> Hardwar
     needed = memory(recipe)
     if isinstance(needed, Refusal):
         return _unknown(needed.reason, gpu)
-    calibration = calibrations(gpu.name, work.job.tuning.kind, recipe.stack.name)
+    calibration = calibrations.get((gpu.name, work.job.tuning.kind, recipe.stack.name))
     hours = hours_of(work, recipe, offer.backend, offer.spot, calibration)
     return Hardware(
         gpu=gpu,

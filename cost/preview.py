@@ -16,6 +16,8 @@ from cost.prices.table import Price
 from cost.prices.tokens import TokenPrice
 
 Sort = Literal["total", "time", "price"]
+SAID = 3
+"""Lines that are named as passed over."""
 WORST = Decimal("Infinity")
 BEST = {"total": "cheapest", "time": "fastest", "price": "lowest price an hour"}
 
@@ -171,14 +173,15 @@ def _reason(best: Line | None, lines: Sequence[Line], sort: Sort, limits: Limits
     reason = BEST[sort] + (
         " that fits" if hardware.fit == "yes" else " of those that probably fit; none surely does"
     )
-    said = dict.fromkeys(filter(None, (_passed_over(line) for line in passed)))
-    return reason + (f"; passed over: {', '.join(said)}" if said else "")
+    said = list(dict.fromkeys(filter(None, (_passed_over(line) for line in passed))))
+    more = f" and {len(said) - SAID} more" if len(said) > SAID else ""
+    return reason + (f"; passed over: {', '.join(said[:SAID])}{more}" if said else "")
 
 
 def _passed_over(line: Line) -> str | None:
     """What stands against a line that is better in what is sorted by."""
     found = line.estimate
-    name = f"{found.offer.backend} {found.offer.instance_type}"
+    name = found.offer.backend if found.offer.backend == "local" else found.offer.instance_type
     if found.total is None or (line.against and "short" in line.against):
         return None
     if line.against:
@@ -186,14 +189,12 @@ def _passed_over(line: Line) -> str | None:
     if found.hardware.fit is None:
         return f"{name} (time unknown)"
     if not line.candidate.can_run:
-        return f"{found.offer.backend} (plans only)"
+        return f"{found.offer.backend} (this version only plans there)"
     if found.hardware.gpu and not found.hardware.gpu.bf16:
         return f"{found.hardware.gpu.name} (no bfloat16)"
     if found.hardware.fit == "tight":
         return f"{name} (tight)"
-    if not line.candidate.first and found.offer.note:
-        return f"{name} ({found.offer.note})"
-    return None
+    return None if line.candidate.first else f"{name} ({found.offer.note or 'another of this GPU goes first'})"
 
 
 def _why_none(lines: Sequence[Line]) -> str:
@@ -227,7 +228,7 @@ def _unpriced(lines: Sequence[Line]) -> Iterator[str]:
         found = line.estimate
         if found.why_unpriced:
             name = found.offer.instance_type
-            reason = found.why_unpriced.replace(name, "it") if name in found.why_unpriced else found.why_unpriced
+            reason = found.why_unpriced.replace(f" of {name}", "")
             by_reason.setdefault(f"{found.offer.backend}: {reason}", []).append(name)
         for what in found.missing:
             by_reason.setdefault(f"{found.offer.backend}: the price of {what} is unknown", []).append(
