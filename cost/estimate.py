@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from cost.band import Band, Refusal
-from cost.calibration import Calibration, Key, Training
+from cost.calibration import Calibration, Training
 from cost.extras import extras_of
 from cost.gpus import Gpu, find_gpu
 from cost.memory import Fit, fits, memory
 from cost.offers import Offer
 from cost.phases import Hours, hours_of
 from cost.prices.table import Price, Prices, Unpriced
+from cost.processor import PROCESSOR, nominal_step_s, processor_hours, processor_recipe
 from cost.recipe import Recipe, recipe_of
 from cost.work import Work
 from launcher.errors import ConfigError
@@ -22,7 +23,7 @@ from launcher.spec import JobSpec
 CENT = Decimal("0.01")
 ZERO = Decimal(0)
 
-Calibrations = Mapping[Key, Calibration]
+Calibrations = Callable[[str, str, str], Calibration | None]
 """(GPU, kind of tuning, stack) -> what earlier jobs say about such jobs."""
 
 
@@ -102,6 +103,8 @@ class Hardware:
     hours: Hours | None
     why_not: str | None = None
     """Why memory or time are not known."""
+    training: Training | None = None
+    """On a processor, the nominal step that a calibration is the factor of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +151,7 @@ class Estimator:
 
     work: Work
     prices: Prices
-    calibrations: Calibrations = field(default_factory=dict)
+    calibrations: Calibrations = field(default=lambda gpu, kind, stack: None)
     _known: dict[tuple[object, ...], Hardware] = field(default_factory=dict, repr=False)
 
     def __call__(self, offer: Offer) -> OfferEstimate:
@@ -171,7 +174,7 @@ class Estimator:
 def hardware_of(work: Work, offer: Offer, calibrations: Calibrations) -> Hardware:
     """Memory and hours of the job on the offer's GPUs, or why they are not known."""
     if offer.gpu is None:
-        return _unknown("training on a processor is not modelled; launch cost --probe measures it")
+        return _on_processor(work, calibrations)
     try:
         gpu = find_gpu(offer.gpu, offer.gpu_memory_gib)
     except ConfigError as exc:
@@ -182,7 +185,7 @@ def hardware_of(work: Work, offer: Offer, calibrations: Calibrations) -> Hardwar
     needed = memory(recipe)
     if isinstance(needed, Refusal):
         return _unknown(needed.reason, gpu)
-    calibration = calibrations.get((gpu.name, work.job.tuning.kind, recipe.stack.name))
+    calibration = calibrations(gpu.name, work.job.tuning.kind, recipe.stack.name)
     hours = hours_of(work, recipe, offer.backend, offer.spot, calibration)
     return Hardware(
         gpu=gpu,
@@ -193,6 +196,27 @@ def hardware_of(work: Work, offer: Offer, calibrations: Calibrations) -> Hardwar
         hours=None if isinstance(hours, Refusal) else hours,
         why_not=hours.reason if isinstance(hours, Refusal) else None,
     )
+
+
+def _on_processor(work: Work, calibrations: Calibrations) -> Hardware:
+    """Only a job that was measured on this machine says how long another takes."""
+    recipe = processor_recipe(work)
+    step_s = nominal_step_s(recipe) if recipe else None
+    if recipe is None or step_s is None:
+        return _unknown(_why_no_recipe(work.job, 1) if recipe is None else "this method is not modelled")
+    kind = work.job.tuning.kind
+    training = Training(gpu=PROCESSOR.name, kind=kind, stack=recipe.stack.name, step_s=step_s)
+    found = replace(
+        _unknown("how fast this processor trains is measured by launch cost --probe, or by a first job here"),
+        training=training,
+    )
+    calibration = calibrations(training.gpu, kind, training.stack)
+    if calibration is None:
+        return found
+    hours = processor_hours(work, calibration)
+    if isinstance(hours, Refusal):
+        return replace(found, why_not=hours.reason)
+    return replace(found, recipe=recipe, hours=hours, why_not=None)
 
 
 def _unknown(why: str, gpu: Gpu | None = None) -> Hardware:
