@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from cost.band import Band, Refusal
-from cost.calibration import Calibration, Key, Training
+from cost.calibration import Calibration, Training
 from cost.extras import extras_of
 from cost.gpus import Gpu, find_gpu
 from cost.memory import Fit, fits, memory
@@ -22,7 +22,7 @@ from launcher.spec import JobSpec
 CENT = Decimal("0.01")
 ZERO = Decimal(0)
 
-Calibrations = Mapping[Key, Calibration]
+Calibrations = Callable[[str, str, str], Calibration | None]
 """(GPU, kind of tuning, stack) -> what earlier jobs say about such jobs."""
 
 
@@ -148,7 +148,7 @@ class Estimator:
 
     work: Work
     prices: Prices
-    calibrations: Calibrations = field(default_factory=dict)
+    calibrations: Calibrations = field(default=lambda gpu, kind, stack: None)
     _known: dict[tuple[object, ...], Hardware] = field(default_factory=dict, repr=False)
 
     def __call__(self, offer: Offer) -> OfferEstimate:
@@ -171,7 +171,7 @@ class Estimator:
 def hardware_of(work: Work, offer: Offer, calibrations: Calibrations) -> Hardware:
     """Memory and hours of the job on the offer's GPUs, or why they are not known."""
     if offer.gpu is None:
-        return _unknown("training on a processor is not modelled; launch cost --probe measures it")
+        return _unknown("training on a processor is not modelled; launch run --dry-run measures it")
     try:
         gpu = find_gpu(offer.gpu, offer.gpu_memory_gib)
     except ConfigError as exc:
@@ -182,7 +182,7 @@ def hardware_of(work: Work, offer: Offer, calibrations: Calibrations) -> Hardwar
     needed = memory(recipe)
     if isinstance(needed, Refusal):
         return _unknown(needed.reason, gpu)
-    calibration = calibrations.get((gpu.name, work.job.tuning.kind, recipe.stack.name))
+    calibration = calibrations(gpu.name, work.job.tuning.kind, recipe.stack.name)
     hours = hours_of(work, recipe, offer.backend, offer.spot, calibration)
     return Hardware(
         gpu=gpu,
