@@ -97,7 +97,9 @@ def compare(
     found = [(estimator(one.offer), one) for one in candidates]
     found.sort(key=lambda pair: _order(pair[0], sort))
     lines = [Line(estimate=e, candidate=c, against=against(e, limits)) for e, c in found]
-    best = min((line for line in lines if _takeable(line)), key=lambda line: _rank(line, sort), default=None)
+    known = any(line.estimate.hardware.fit for line in lines)
+    takeable = [line for line in lines if _takeable(line) and (line.estimate.hardware.fit or not known)]
+    best = min(takeable, key=lambda line: _rank(line, sort), default=None)
     changes, estimates = Changes(estimator), [line.estimate for line in lines]
     shown = tuple(
         replace(
@@ -214,6 +216,7 @@ def cheapest_that_fits(preview: Preview, budget: Decimal | None = None) -> Line 
         line
         for line in preview.lines
         if line.candidate.can_run
+        and line.candidate.first
         and line.estimate.total is not None
         and line.estimate.hardware.fit in ("yes", "tight")
         and (budget is None or line.estimate.total.high <= budget)
@@ -230,6 +233,10 @@ def _unpriced(lines: Sequence[Line]) -> Iterator[str]:
             name = found.offer.instance_type
             reason = found.why_unpriced.replace(f" of {name}", "")
             by_reason.setdefault(f"{found.offer.backend}: {reason}", []).append(name)
+        elif found.hardware.why_not:
+            by_reason.setdefault(f"{found.offer.backend}: time unknown: {found.hardware.why_not}", []).append(
+                found.offer.instance_type
+            )
         for what in found.missing:
             by_reason.setdefault(f"{found.offer.backend}: the price of {what} is unknown", []).append(
                 found.offer.instance_type

@@ -29,6 +29,7 @@ from backends.base import (
 from backends.registry import BUILTIN
 from launcher import wheelhouse
 from launcher.bundle import build_bundle
+from launcher.costing import estimator_or_why, preview
 from launcher.data.check import DataReport, check_data
 from launcher.discovery import Discovery
 from launcher.errors import (
@@ -81,15 +82,19 @@ class Client:
                 )
             job = with_dry_run(job)
         report = check_data(job, folder)
-        job, offer = choose(target, job)
+        wanted = job
+        choice = choose(
+            target, job, estimator_or_why(job, folder, self.home), lambda: preview(wanted, folder, self.home)
+        )
+        job = choice.job
         bundle = build_bundle(job, folder, self.home / "bundles")
         token = f"{job.name}-{token_hex(3)}"
-        plan = render(target, job, offer, bundle, token, token)
+        plan = render(target, choice, bundle, token, token)
         if wheelhouse.wanted(job):  # a second time: for what is refused at the first, nothing is downloaded
             wheels = wheelhouse.wheels(cache(), progress)
             bundle = build_bundle(job, folder, self.home / "bundles", wheels)
-            plan = render(target, job, offer, bundle, token, token)
-        return Planned(plan=plan, data=report, unchecked=check(target, plan))
+            plan = render(target, choice, bundle, token, token)
+        return Planned(plan=plan, data=report, choice=choice, unchecked=check(target, plan))
 
     def can_submit(self, backend: str) -> bool:
         """False for a backend that only plans in this version."""
@@ -246,8 +251,8 @@ class Client:
             raise ConfigError(f"{busy[0].id} already goes on from {old.lineage}", f"launch watch {busy[0].id}")
         token = _next_token(old.lineage, [r.id for r in siblings])
         bundle = target.bundle(JobRef.parse(old.ref))
-        job, offer = choose(target, job)
-        plan = render(target, job, offer, bundle, token, old.lineage)
+        choice = choose(target, job, machine=old.estimate.get("instance_type"))
+        plan = render(target, choice, bundle, token, old.lineage)
         report = DataReport(**old.data) if old.data else None
         return self.submit(Planned(plan=plan, data=report), progress, resumes=old)
 

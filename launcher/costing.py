@@ -9,7 +9,7 @@ from pathlib import Path
 
 from backends import registry
 from backends.base import Backend
-from cost.estimate import Estimator
+from cost.estimate import Calibrations, Estimator
 from cost.gpus import find_gpu
 from cost.model_files import find_files
 from cost.preview import Candidate, Limits, Preview, Sort, by_clouds, compare
@@ -33,14 +33,41 @@ class Gathered:
     not_offered: tuple[tuple[str, str], ...]
 
 
-def estimator_of(job: JobSpec, folder: Path) -> Estimator:
-    """What estimates `job`, whose paths are relative to `folder`.
+def estimator_of(job: JobSpec, folder: Path, home: Path) -> Estimator:
+    """What estimates `job`, whose paths are relative to `folder`; finished jobs under `home` calibrate it.
 
     Raises ConfigError for data that can't be read here and for a model that nobody knows.
     """
     shape = shape_of(job, folder)
     counted = count(job, folder=folder, cache=cache())
-    return Estimator(work=work_of(job, shape, counted), prices=known_prices())
+    return Estimator(
+        work=work_of(job, shape, counted), prices=known_prices(), calibrations=_calibrations(home / "record.db")
+    )
+
+
+def estimator_or_why(job: JobSpec, folder: Path, home: Path) -> Estimator | str:
+    """The same, or why there is none: the model or the data are known only where the job runs.
+
+    Raises ConfigError for data that the training would refuse.
+    """
+    if "://" in job.data.train:
+        return f"the tokens of {job.data.train} are counted where the job runs"
+    try:
+        shape_of(job, folder)
+    except ConfigError as exc:
+        return exc.message
+    return estimator_of(job, folder, home)
+
+
+def _calibrations(record: Path) -> Calibrations:
+    """What the record's finished jobs say; nothing is asked of a backend."""
+    if not record.exists():
+        return lambda gpu, kind, stack: None
+    from launcher.ledger import calibrations_of, entries_of
+    from launcher.store import Store
+
+    store = Store(record)
+    return calibrations_of(entries_of(store.find(""), store.events))
 
 
 def shape_of(job: JobSpec, folder: Path) -> ModelShape:
@@ -66,7 +93,7 @@ def preview(
     limits: Limits | None = None,
 ) -> Preview:  # fmt: skip
     """The job on every offer of the named backends (default: of all); needs neither credentials nor network."""
-    estimator = estimator_of(job, folder)
+    estimator = estimator_of(job, folder, home)
     gathered = gather(job, [registry.create(name, home) for name in names] or _every(home), estimator)
     if job.resources.gpu and not any(c.offer.gpu for c in gathered.candidates):
         find_gpu(job.resources.gpu)  # its did-you-mean says more than every backend's own
@@ -91,8 +118,8 @@ def gather(job: JobSpec, targets: Iterable[Backend | tuple[str, str]], estimator
     return Gathered(candidates=tuple(candidates), not_offered=tuple(not_offered))
 
 
-def candidates_of(target: Backend, job: JobSpec, estimator: Estimator) -> list[Candidate]:
-    """One backend's offers in the place that the job or its account names.
+def candidates_of(target: Backend, job: JobSpec, estimator: Estimator, apart: bool = True) -> list[Candidate]:
+    """One backend's offers in the place that the job or its account names; `apart`: SkyPilot's clouds one by one.
 
     Raises CapacityError or UnsupportedError where it has none.
     """
@@ -108,7 +135,7 @@ def candidates_of(target: Backend, job: JobSpec, estimator: Estimator) -> list[C
     found = []
     for offer in offers:
         placed = replace(offer, region=offer.region or (place if can.regions else None))
-        for one in by_clouds(estimator, placed):
+        for one in by_clouds(estimator, placed) if apart else [placed]:
             key = (one.gpu, one.region)
             found.append(Candidate(offer=one, can_run=can.submits, first=key not in seen))
             seen.add(key)

@@ -10,17 +10,20 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from backends.base import Plan
 from cost.estimate import Money, OfferEstimate
 from cost.phases import Hours
 from cost.preview import ByTokens, Line, Preview
+from cost.prices.files import latest_day
 from cost.prices.table import Price
 from cost.work import Work
+from launcher.planning import Planned
 from launcher.screen import facts
 
 WIDE, WIDER = 96, 118
 """Columns from which the table also shows bands of time and price age, and what the total consists of."""
-SHOWN, SHOWN_SHORT = 10, 3
-"""Lines that are shown without --all: of those that fit, of those that lack memory."""
+SHOWN, SHOWN_SHORT, SHOWN_PLAN = 10, 3, 5
+"""Lines that are shown without --all: of those that fit, of those that lack memory; in a plan."""
 
 
 def view(preview: Preview, width: int, today: date, everything: bool = False) -> RenderableType:
@@ -32,6 +35,48 @@ def view(preview: Preview, width: int, today: date, everything: bool = False) ->
         parts += [Text(), multiplication(preview.estimator.work, preview.chosen.estimate)]
     parts += [Text(), *notes(preview, everything)]
     return Group(*parts)
+
+
+def planned(found: Planned, width: int) -> RenderableType | None:
+    """What a plan says of its cost beside the sum: this backend's offers, the multiplication, what is assumed.
+
+    None where nothing but the hard stop is known.
+    """
+    choice = found.choice
+    if choice is None or choice.preview is None or choice.line is None:
+        return None
+    preview, line = choice.preview, choice.line
+    hardware = line.estimate.hardware
+    if hardware.hours is None:
+        return None
+    parts: list[RenderableType] = [Text()]
+    if found.plan.offer.backend != "local":
+        at = preview.lines.index(line)
+        near = [one for one in preview.lines[:SHOWN_PLAN] if one.estimate.total is not None]
+        near = near if line in near else [*near, preview.lines[at]]
+        parts += [table(preview, near, width, latest_day()), Text()]
+    parts += [multiplication(preview.estimator.work, line.estimate), Text()]
+    parts += [Text(f"* {text}", style="dim") for text in preview.assumptions]
+    parts += [Text(warning, style="yellow") for warning in warnings(found.plan, line)]
+    return Group(*parts, Text("what it costs elsewhere: launch cost", style="dim"), Text())
+
+
+def warnings(plan: Plan, line: Line) -> Iterator[str]:
+    """What makes the job fail there, or stop before its end."""
+    hardware, hours = line.estimate.hardware, plan.estimate.hours
+    if hardware.fit == "no" and hardware.needed and hardware.available_gib:
+        short = hardware.needed.expected - hardware.available_gib
+        fix = f": {line.change.what} fits (--set {' --set '.join(line.change.settings)})" if line.change else ""
+        yield (
+            f"it needs {hardware.needed.expected:.1f} GiB of {hardware.available_gib:.1f} on each GPU, "
+            f"{short:.1f} short{fix}"
+        )
+    elif hardware.fit == "tight" and hardware.needed:
+        yield f"memory is tight: up to {hardware.needed.high:.1f} GiB of {hardware.available_gib:.1f}"
+    stop = plan.job.resources.max_hours
+    if hours is not None and stop is not None and hours.high > stop:
+        likely = "likely" if hours.expected > stop else "possibly"
+        yield f"it {likely} stops before its end: {hours_in_words(hours)}, and resources.max_hours is {stop:.2g}"
 
 
 def shown_lines(preview: Preview, everything: bool) -> list[Line]:

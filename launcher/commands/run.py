@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @options.job_file
 @options.backend
 @options.sets
+@options.budget
 @options.dry_run
 @click.option("--detach", "-d", is_flag=True, help="Return when the job has started.")
 @click.option("--yes", "-y", is_flag=True, help="Do not ask before spending money.")
@@ -27,22 +28,26 @@ def command(
     job_file: Path,
     backend: str | None,
     sets: tuple[str, ...],
+    budget: str | None,
     dry_run: bool,
     detach: bool,
     yes: bool,
     as_json: bool,
 ) -> None:
     """Train what JOB_FILE (default: launch.yaml) says, and stay until it is done."""
-    from launcher import screen
+    from launcher import costview, screen
     from launcher.load import load_job
     from launcher.outcome import describe, stay
 
     client = options.make_client()
     console = screen.err()
     progress = screen.ProgressLines(console)
-    planned = client.plan(load_job(job_file, sets), job_file.absolute().parent, backend, dry_run, progress)
+    job = load_job(job_file, (*sets, *options.budget_set(budget)))
+    planned = client.plan(job, job_file.absolute().parent, backend, dry_run, progress)
     if not as_json:
         console.print(screen.plan_facts(planned))
+        if preview := costview.planned(planned, console.width):
+            console.print(preview)
     for warning in planned.data.warnings if planned.data else ():
         console.print(f"note: {warning}", style="yellow")
     client.refuse_unready(planned.plan)  # before anybody is asked about money
