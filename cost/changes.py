@@ -83,6 +83,8 @@ def variants(job: JobSpec, ranks: int) -> Iterator[tuple[str, tuple[str, ...], J
     elif job.tuning.kind == "full":
         yield _variant(job, "LoRA", {"tuning.kind": "lora"})
         yield _variant(job, "QLoRA", {"tuning.kind": "qlora"})
+        if one:
+            yield _variant(job, "QLoRA and micro-batch 1", {"tuning.kind": "qlora", **one})
 
 
 def _variant(job: JobSpec, what: str, values: Mapping[str, Any]) -> tuple[str, tuple[str, ...], JobSpec]:

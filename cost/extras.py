@@ -74,11 +74,11 @@ def extras_of(work: Work, recipe: Recipe, hours: Hours, backend: str, provider: 
         yield Extra(what=f"the disk at {provider}", dollars=None)
     elif size and cloud.disk:
         used = size * cloud.disk * hours.expected / HOURS_A_MONTH * recipe.nodes
-        yield Extra(what=f"disk of {size} GiB", dollars=used)
+        yield Extra(what=f"a disk of {size} GiB", dollars=used)
     result = result_gb(work, recipe)
     kept = result + work.job.train.keep_checkpoints * recipe.trained * STATE_BYTES / 1e9
     if work.job.model.cache:
         kept += 2.0 * work.shape.params / 1e9
-    yield Extra(what=f"{kept:.1f} GB in the bucket for a month", dollars=kept * cloud.bucket * KEPT_MONTHS)
+    yield Extra(what=f"a month of {kept:.1f} GB in the bucket", dollars=kept * cloud.bucket * KEPT_MONTHS)
     # Clouds give the first 100 GB a month away, to an account that has not used them up.
     yield Extra(what=f"download of {result:.1f} GB", dollars=result * cloud.egress, less=1.0)

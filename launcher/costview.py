@@ -146,7 +146,7 @@ def table(preview: Preview, lines: Sequence[Line], width: int, today: date) -> T
 def _figure_columns(wide: bool, wider: bool) -> list[str]:
     return [
         "GiB", "TIME h*" if wide else "h*", "$/h", *(["COMPUTE $", "OTHER $*"] if wider else []), "TOTAL $",
-        *(["PRICE AGE"] if wide else []),
+        *(["PRICED"] if wide else []),
     ]  # fmt: skip
 
 
@@ -166,7 +166,7 @@ def _cells(line: Line, wide: bool, wider: bool, today: date) -> list[str | Text]
 
 def _token_cells(one: ByTokens, wide: bool, wider: bool, today: date) -> list[str]:
     age = [f"{(today - one.price.as_of).days} d"] if wide else []
-    return ["-", "unknown", "-", *(["-", "-"] if wider else []), f"{one.low:.2f} to {one.high:.2f}", *age]
+    return ["-", "unknown", "-", *(["-", "-"] if wider else []), f"{one.low:.2f}-{one.high:.2f}", *age]
 
 
 def _fit(line: Line) -> Text:
@@ -204,7 +204,9 @@ def _total(line: Line) -> Text:
         return Text("unknown")
     if found.total.high == 0:
         return Text("free")
-    return Text(("at least " if found.missing else "") + _money(found.total))
+    if found.missing:
+        return Text(f"at least {found.total.usual:.2f}")
+    return Text(_money(found.total, "-"))
 
 
 def _age(found: OfferEstimate, today: date) -> str:
@@ -269,10 +271,9 @@ def notes(preview: Preview, everything: bool) -> Iterator[Text]:
         yield Text(f"not priced: {text}", style="dim")
 
 
-def _money(total: Money) -> str:
-    if total.expected is None:
-        return f"{total.low:.2f} to {total.high:.2f}"
-    return f"{total.expected:.2f} ({total.low:.2f} to {total.high:.2f})"
+def _money(total: Money, to: str = " to ") -> str:
+    band = f"{total.low:.2f}{to}{total.high:.2f}"
+    return band if total.expected is None else f"{total.expected:.2f} ({band})"
 
 
 def _dollars(value: Decimal) -> str:
