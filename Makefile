@@ -35,6 +35,7 @@ bench: $(BIN)/.installed  ## start-up and record, as ratios of one run; what the
 	$(BIN)/python -m bench.startup
 	$(BIN)/python -m bench.cost_speed
 	$(BIN)/python -m bench.record
+	$(BIN)/python -m bench.tokens
 
 RUNS ?= ../shared/data/throughput.csv
 bench-cost: $(BIN)/.installed  ## the estimate of time and memory against measured public runs

@@ -15,6 +15,7 @@ from cost.memory import Fit, fits, memory
 from cost.offers import Offer
 from cost.phases import Hours, hours_of
 from cost.prices.table import Price, Prices, Unpriced
+from cost.processor import PROCESSOR, nominal_step_s, processor_hours, processor_recipe
 from cost.recipe import Recipe, recipe_of
 from cost.work import Work
 from launcher.errors import ConfigError
@@ -76,6 +77,8 @@ class Hardware:
     hours: Hours | None
     why_not: str | None = None
     """Why memory or time are not known."""
+    training: Training | None = None
+    """On a processor, the nominal step that a calibration is the factor of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +167,7 @@ class Estimator:
 def hardware_of(work: Work, offer: Offer, calibrations: Calibrations) -> Hardware:
     """Memory and hours of the job on the offer's GPUs, or why they are not known."""
     if offer.gpu is None:
-        return _unknown("training on a processor is not modelled; launch run --dry-run measures it")
+        return _on_processor(work, calibrations)
     try:
         gpu = find_gpu(offer.gpu, offer.gpu_memory_gib)
     except ConfigError as exc:
@@ -186,6 +189,27 @@ def hardware_of(work: Work, offer: Offer, calibrations: Calibrations) -> Hardwar
         hours=None if isinstance(hours, Refusal) else hours,
         why_not=hours.reason if isinstance(hours, Refusal) else None,
     )
+
+
+def _on_processor(work: Work, calibrations: Calibrations) -> Hardware:
+    """Only a job that was measured on this machine says how long another takes."""
+    recipe = processor_recipe(work)
+    step_s = nominal_step_s(recipe) if recipe else None
+    if recipe is None or step_s is None:
+        return _unknown(_why_no_recipe(work.job, 1) if recipe is None else "this method is not modelled")
+    kind = work.job.tuning.kind
+    training = Training(gpu=PROCESSOR.name, kind=kind, stack=recipe.stack.name, step_s=step_s)
+    found = replace(
+        _unknown("how fast this processor trains is measured by launch cost --probe, or by a first job here"),
+        training=training,
+    )
+    calibration = calibrations(training.gpu, kind, training.stack)
+    if calibration is None:
+        return found
+    hours = processor_hours(work, calibration)
+    if isinstance(hours, Refusal):
+        return replace(found, why_not=hours.reason)
+    return replace(found, recipe=recipe, hours=hours, why_not=None)
 
 
 def _unknown(why: str, gpu: Gpu | None = None) -> Hardware:

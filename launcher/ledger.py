@@ -7,7 +7,8 @@ from statistics import fmean
 from typing import Any
 
 from cost.calibration import Calibration, Training
-from cost.ledger import Compared, Entry, calibrations
+from cost.ledger import Compared, Entry, calibrations, scaled_probe
+from cost.processor import PROCESSOR
 from launcher.events import Event
 from launcher.store import JobRecord
 
@@ -24,9 +25,15 @@ def entries_of(records: Iterable[JobRecord], events: Callable[[str], Sequence[Ev
 
 
 def calibrations_of(entries: Iterable[Entry]) -> Callable[[str, str, str], Calibration | None]:
-    """(GPU, kind of tuning, stack) -> what earlier jobs say of such a job."""
-    known = calibrations(entries)
-    return lambda gpu, kind, stack: known.get((gpu, kind, stack))
+    """(GPU, kind of tuning, stack) -> what earlier jobs say of such a job, or probes on another GPU, scaled."""
+    found = list(entries)
+    known = calibrations(found)
+
+    def look(gpu: str, kind: str, stack: str) -> Calibration | None:
+        own = known.get((gpu, kind, stack))
+        return own if own or gpu == PROCESSOR.name else scaled_probe(found, kind, stack)
+
+    return look
 
 
 def _entry(record: JobRecord, events: Callable[[str], Sequence[Event]]) -> Entry:
@@ -38,6 +45,7 @@ def _entry(record: JobRecord, events: Callable[[str], Sequence[Event]]) -> Entry
         job=record.id, backend=record.backend, state=record.state,
         hours=_hours(record) if done else None, cost=_cost(record) if done else None,
         training=training, step_s=None if training is None else _step_s(record, events),
+        probe=bool(dry_run),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import click
 from click_default_group import DefaultGroup
 
 from launcher.commands import options
+from launcher.commands.cost_accuracy import accuracy
 
 
 @click.command("preview")
@@ -23,6 +24,7 @@ from launcher.commands import options
 @click.option("--region", metavar="REGION", help="Only there; for skypilot also a cloud.")
 @click.option("--gpu", metavar="GPU", help="Only this GPU.")
 @click.option("--max-hours", type=click.FloatRange(min=0, min_open=True), metavar="H", help="Nothing slower.")
+@click.option("--probe", is_flag=True, help="First run a few real steps here, and calibrate with what they took.")
 @options.budget
 @options.as_json
 def preview(
@@ -35,6 +37,7 @@ def preview(
     region: str | None,
     gpu: str | None,
     max_hours: float | None,
+    probe: bool,
     budget: str | None,
     as_json: bool,
 ) -> None:
@@ -55,6 +58,11 @@ def preview(
     job = load_job(job_file, (*sets, *extra, *options.budget_set(budget)))
     limits = Limits(budget=job.budget, max_hours=max_hours)
     folder = job_file.absolute().parent
+    if probe:
+        from launcher.probing import probe as measure
+
+        progress = screen.ProgressLines(screen.err())
+        progress(measure(options.make_client(), load_job(job_file, sets), folder, progress))
     found = costing.preview(job, folder, home(), backends, sort=cast(Sort, sort), limits=limits)
     if as_json:
         screen.print_json(costjson.as_json(found))
@@ -72,4 +80,4 @@ class _Cost(DefaultGroup):  # type: ignore[misc]
         self.format_commands(ctx, formatter)
 
 
-command: click.Group = _Cost("cost", default="preview", default_if_no_args=True, commands=[preview])
+command: click.Group = _Cost("cost", default="preview", default_if_no_args=True, commands=[preview, accuracy])

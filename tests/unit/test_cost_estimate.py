@@ -170,7 +170,7 @@ def test_this_machine_is_free_and_without_a_gpu_its_time_is_unknown() -> None:
     assert found.total is not None
     assert found.total.high == 0
     assert found.hardware.hours is None
-    assert "dry-run" in (found.hardware.why_not or "")
+    assert "launch cost --probe" in (found.hardware.why_not or "")
 
 
 def test_a_batch_that_can_not_be_shared_out_is_told() -> None:

@@ -218,3 +218,42 @@ def test_an_empty_record_says_what_to_do(home: Path) -> None:
     shown = CliRunner().invoke(accuracy, [])
     assert shown.exit_code == 0 and "launch run" in shown.output
     assert home_of() == home
+
+
+def gpu_probe(number: int, gpu: str = "A100-80GB") -> JobRecord:
+    training = Training(gpu=gpu, kind="lora", stack="trainer", step_s=2.0).as_json()
+    spec = {"train": {"dry_run_steps": 5}}
+    return record(number, backend="local", spec=spec, estimate={"training": training})
+
+
+def test_a_probe_counts_for_other_gpus_too_scaled_and_in_a_wider_band(store: Store) -> None:
+    add(store, gpu_probe(1))
+    look = calibrations_of(ledger(store))
+    own, other = look("A100-80GB", "lora", "trainer"), look("H100", "lora", "trainer")
+    assert own is not None and other is not None
+    assert own.source == "1 probe of yours"
+    assert other.source == "probed on A100-80GB, scaled"
+    assert other.factor == own.factor == pytest.approx(1.2)
+    assert other.low < own.low and other.high > own.high
+    assert look("H100", "qlora", "trainer") is None
+
+
+def test_a_finished_job_there_goes_before_a_probe_elsewhere(store: Store) -> None:
+    add(store, gpu_probe(1))
+    there = Training(gpu="H100", kind="lora", stack="trainer", step_s=1.2).as_json()
+    add(store, record(2, estimate={"training": there}))
+    found = calibrations_of(ledger(store))("H100", "lora", "trainer")
+    assert found is not None and found.factor == pytest.approx(2.0)
+    assert found.source == "1 earlier job of yours"
+
+
+def test_a_probe_on_a_processor_says_nothing_of_gpus(store: Store) -> None:
+    add(store, gpu_probe(1, "processor"))
+    look = calibrations_of(ledger(store))
+    assert look("processor", "lora", "trainer") is not None
+    assert look("A100-80GB", "lora", "trainer") is None
+
+
+def test_a_gpu_says_nothing_of_a_processor(store: Store) -> None:
+    add(store, gpu_probe(1))
+    assert calibrations_of(ledger(store))("processor", "lora", "trainer") is None
