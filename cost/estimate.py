@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from cost.band import Band, Refusal
+from cost.bill import FREE, ZERO, Bill, Item, Money
 from cost.calibration import Calibration, Training
-from cost.extras import extras_of
 from cost.gpus import Gpu, find_gpu
 from cost.memory import Fit, fits, memory
 from cost.offers import Offer
@@ -19,9 +20,6 @@ from cost.recipe import Recipe, recipe_of
 from cost.work import Work
 from launcher.errors import ConfigError
 from launcher.spec import JobSpec
-
-CENT = Decimal("0.01")
-ZERO = Decimal(0)
 
 Calibrations = Callable[[str, str, str], Calibration | None]
 """(GPU, kind of tuning, stack) -> what earlier jobs say about such jobs."""
@@ -68,30 +66,6 @@ def estimate(offer: Offer, most_hours: float) -> CostEstimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
-    """One line of the bill; `expected` None: it lies between low and high, nobody knows where."""
-
-    what: str
-    low: Decimal
-    expected: Decimal | None
-    high: Decimal
-
-
-@dataclass(frozen=True, kw_only=True)
-class Money:
-    """US dollars in cents. `expected` is None where the vendor publishes no rate."""
-
-    low: Decimal
-    expected: Decimal | None
-    high: Decimal
-
-    @property
-    def usual(self) -> Decimal:
-        """What to sort and warn by: the expected sum, else the most it can be."""
-        return self.high if self.expected is None else self.expected
-
-
-@dataclass(frozen=True, kw_only=True)
 class Hardware:
     """What a job does on GPUs of one kind and number, whoever rents them out."""
 
@@ -117,10 +91,20 @@ class OfferEstimate:
     price: Price | Unpriced
     hardware: Hardware
     total: Money | None = None
-    items: tuple[Item, ...] = ()
-    missing: tuple[str, ...] = ()
-    """What the total leaves out: then it says "at least"."""
+    bill: Bill | None = None
     why_unpriced: str | None = None
+
+    @functools.cached_property
+    def items(self) -> tuple[Item, ...]:
+        """The total line by line, training and judging first; empty where there is none or it is free."""
+        if self.bill is None or not isinstance(self.price, Price):
+            return ()
+        return tuple(self.bill.items(self.price, self.offer.nodes))
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """What the total leaves out: then it says "at least"."""
+        return self.bill.missing if self.bill else ()
 
     @property
     def hourly(self) -> Decimal | None:
@@ -131,11 +115,12 @@ class OfferEstimate:
 
     @property
     def compute(self) -> Item | None:
+        """Training and judging."""
         return self.items[0] if self.items else None
 
     @property
     def other(self) -> Money | None:
-        """Everything but training and judging: start-up, spot rework, fee, disk, bucket, transfer."""
+        """Everything else: start-up, spot rework, fee, disk, bucket, transfer."""
         rest = self.items[1:]
         if not self.items:
             return None
@@ -155,10 +140,18 @@ class Estimator:
     prices: Prices
     calibrations: Calibrations = field(default=lambda gpu, kind, stack: None)
     _known: dict[tuple[object, ...], Hardware] = field(default_factory=dict, repr=False)
+    _bills: dict[tuple[int, str], Bill | None] = field(default_factory=dict, repr=False)
 
     def __call__(self, offer: Offer) -> OfferEstimate:
         """The estimate of the job on `offer`, priced from the lists."""
-        return priced(self.work, offer, self.prices.price(offer), self.hardware(offer))
+        price, hardware = self.prices.price(offer), self.hardware(offer)
+        bill = None
+        if isinstance(price, Price) and price.high and hardware.hours is not None:
+            key = (id(hardware), price.provider)
+            bill = self._bills.get(key)
+            if bill is None:
+                bill = self._bills[key] = bill_of(self.work, offer, price, hardware)
+        return priced(offer, price, hardware, bill)
 
     def hardware(self, offer: Offer) -> Hardware:
         """Memory and hours on the offer's GPUs."""
@@ -233,70 +226,28 @@ def _why_no_recipe(job: JobSpec, ranks: int) -> str:
     return f"tuning.targets {job.tuning.targets!r}: how large these layers are is not known here"
 
 
-def priced(work: Work, offer: Offer, price: Price | Unpriced, hardware: Hardware) -> OfferEstimate:
-    """Hours x price, item by item.
+def bill_of(work: Work, offer: Offer, price: Price, hardware: Hardware) -> Bill | None:
+    """What the job is billed for there; None where its hours are not known."""
+    if hardware.hours is None or hardware.recipe is None:
+        return None
+    return Bill(work, hardware.recipe, hardware.hours, offer.backend, price.provider)
+
+
+def priced(offer: Offer, price: Price | Unpriced, hardware: Hardware, bill: Bill | None) -> OfferEstimate:
+    """Hours x price, and what else is billed.
 
     Example: 0.8-1.0-1.3 h of use and 0.1-0.2-0.4 h around them at $2: $1.60-2.00-2.60 and $0.20-0.40-0.80 make
     $1.80-2.40-3.40, and what disk and bucket cost.
     """
-    found = OfferEstimate(offer=offer, price=price, hardware=hardware)
     if isinstance(price, Unpriced):
-        return replace(found, why_unpriced=price.reason)
-    hours, recipe = hardware.hours, hardware.recipe
-    if price.high == 0:
-        return replace(found, total=Money(low=ZERO, expected=ZERO, high=ZERO))
-    if hours is None or recipe is None:
-        return replace(found, why_unpriced=f"time unknown: {hardware.why_not}")
-    items = _machine_items(offer, price, hours)
-    missing = []
-    for extra in extras_of(work, recipe, hours, offer.backend, price.provider):
-        if extra.dollars is None:
-            missing.append(extra.what)
-        else:
-            dollars = Decimal(extra.dollars)
-            items.append(
-                Item(what=extra.what, low=dollars * Decimal(1 - extra.less), expected=dollars, high=dollars)
-            )
-    return replace(found, total=_sum(items), items=tuple(items), missing=tuple(missing))
-
-
-def _machine_items(offer: Offer, price: Price, hours: Hours) -> list[Item]:
-    """What is paid by the hour: useful hours first, then those around them, rework, a management fee."""
-    nodes = offer.nodes
-    fees = price.components[1:]
-    fee = sum((part.hourly for part in fees), ZERO) * nodes
-    low, high = price.low * nodes - fee, price.high * nodes - fee
-    usual = None if price.hourly is None else price.hourly * nodes - fee
-
-    def item(what: str, of: Band) -> Item:
-        expected = None if usual is None else usual * Decimal(of.expected)
-        return Item(what=what, low=low * Decimal(of.low), expected=expected, high=high * Decimal(of.high))
-
-    items = [item("training and judging", hours.useful), item("start-up and download", hours.around)]
-    # Where no spot price is published the high end is what the job costs on demand: without interruptions.
-    if hours.rework.high and usual is not None:
-        items.append(item("spot rework", hours.rework))
-    if fee:
-        expected = fee * Decimal(hours.expected)
-        items.append(
-            Item(
-                what=fees[0].what,
-                low=fee * Decimal(hours.low),
-                expected=expected,
-                high=fee * Decimal(hours.high),
-            )
-        )
-    return items
-
-
-def _sum(items: list[Item]) -> Money:
-    known = [item.expected for item in items]
-    expected = None if None in known else sum((one for one in known if one is not None), ZERO)
-    return Money(
-        low=sum((item.low for item in items), ZERO).quantize(CENT),
-        expected=None if expected is None else expected.quantize(CENT),
-        high=sum((item.high for item in items), ZERO).quantize(CENT),
-    )
+        return OfferEstimate(offer=offer, price=price, hardware=hardware, why_unpriced=price.reason)
+    if not price.high:
+        return OfferEstimate(offer=offer, price=price, hardware=hardware, total=FREE)
+    if bill is None:
+        why = f"time unknown: {hardware.why_not}"
+        return OfferEstimate(offer=offer, price=price, hardware=hardware, why_unpriced=why)
+    total = bill.total(price, offer.nodes)
+    return OfferEstimate(offer=offer, price=price, hardware=hardware, total=total, bill=bill)
 
 
 def bounded(found: OfferEstimate, ceiling: CostEstimate, work: Work) -> CostEstimate:

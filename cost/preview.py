@@ -8,8 +8,9 @@ from decimal import Decimal
 from typing import Literal
 
 from cost.assumptions import assumptions
+from cost.bill import CENT
 from cost.changes import Change, Changes
-from cost.estimate import CENT, Estimator, OfferEstimate
+from cost.estimate import Estimator, OfferEstimate
 from cost.offers import Offer
 from cost.prices.markets import SKYPILOT_CLOUDS
 from cost.prices.table import Price

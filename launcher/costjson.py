@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from cost.band import Band
-from cost.estimate import Item, Money
+from cost.bill import Item, Money
 from cost.phases import Hours
 from cost.preview import ByTokens, Line, Preview
 from cost.prices.table import Price

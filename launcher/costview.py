@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from backends.base import Plan
-from cost.estimate import Money, OfferEstimate
+from cost.bill import Money
+from cost.estimate import OfferEstimate
 from cost.phases import Hours
 from cost.preview import ByTokens, Line, Preview
 from cost.prices.files import latest_day

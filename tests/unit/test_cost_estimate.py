@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cost import judging, phases
 from cost.band import Band, Part
 from cost.calibration import Calibration
-from cost.estimate import Estimator, Hardware, bounded, estimate, priced
+from cost.estimate import Estimator, Hardware, bill_of, bounded, estimate, priced
 from cost.extras import extras_of
 from cost.gpus import GPUS
 from cost.phases import Hours, hours_of
@@ -126,7 +126,8 @@ def test_hours_times_price() -> None:
         gpu=GPUS["L4"], recipe=recipe(adapters=lora()), needed=None, available_gib=None, fit="yes",
         hours=hours(0.8, 1.0, 1.3, around=(0.1, 0.2, 0.4)),
     )  # fmt: skip
-    found = priced(work(), offer(backend="local"), at_two, hardware)
+    here = offer(backend="local")
+    found = priced(here, at_two, hardware, bill_of(work(), here, at_two, hardware))
     assert found.total is not None
     assert (found.total.low, found.total.expected, found.total.high) == tuple(
         map(Decimal, ("1.80", "2.40", "3.40"))
