@@ -31,9 +31,11 @@ check: $(BIN)/.installed  ## style, types, import rules, lazy imports
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/test_imports.py
 
-bench: $(BIN)/.installed  ## start-up and record, as ratios of one run
+bench: $(BIN)/.installed  ## start-up and record, as ratios of one run; what the cost preview itself costs
 	$(BIN)/python -m bench.startup
+	$(BIN)/python -m bench.cost_speed
 	$(BIN)/python -m bench.record
+	$(BIN)/python -m bench.tokens
 
 RUNS ?= ../shared/data/throughput.csv
 bench-cost: $(BIN)/.installed  ## the estimate of time and memory against measured public runs

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -151,7 +152,7 @@ class Rows:
     def of(cls, lengths: Sequence[int], answers: Sequence[int]) -> Rows:
         if not lengths or not answers:
             raise ValueError("rows need at least one length and one answer")
-        return cls(lengths=sorted(lengths), answers=sorted(answers))
+        return cls(lengths=tuple(sorted(lengths)), answers=tuple(sorted(answers)))
 
 
 def longest_of(ascending: Sequence[int], draws: int) -> float:
@@ -159,10 +160,13 @@ def longest_of(ascending: Sequence[int], draws: int) -> float:
 
     Example: of lengths 10, 20 two draws are both 10 in a quarter of the cases: 0.25 x 10 + 0.75 x 20 = 17.5.
     """
+    return _longest_of(tuple(ascending), draws)
+
+
+@functools.lru_cache(maxsize=256)  # every GPU asks the same of the same rows
+def _longest_of(ascending: tuple[int, ...], draws: int) -> float:
     n = len(ascending)
-    return sum(
-        length * (((i + 1) / n) ** draws - (i / n) ** draws) for i, length in enumerate(ascending)
-    )  # fmt: skip
+    return sum(length * (((i + 1) / n) ** draws - (i / n) ** draws) for i, length in enumerate(ascending))
 
 
 def modules_of(shape: ModelShape, targets: str | Sequence[str]) -> tuple[Module, ...] | None:
@@ -212,12 +216,18 @@ def recipe_of(
     head, peak_head = _head_tokens(job, rows, micro, tokens, peak)
     checkpointing = job.train.gradient_checkpointing
     recipe = Recipe(
-        shape=shape, gpu=gpu, gpus=gpus, nodes=nodes, method=job.method, full=job.tuning.kind == "full",
+        shape=shape, gpu=gpu, gpus=gpus, nodes=nodes, method=_method(job), full=job.tuning.kind == "full",
         checkpointing=True if checkpointing is None else checkpointing,
         tokens=tokens, peak_tokens=peak, span=span, head_tokens=head, peak_head_tokens=peak_head,
         accumulation=accumulation, mixed_lengths=not job.train.packing,
     )  # fmt: skip
     return _with_tuning(recipe, job.tuning, job.model.dtype)
+
+
+def _method(job: JobSpec) -> Method:
+    """The job's method as far as its cost is known; everything that generates while it learns is `rl`."""
+    known: Mapping[str, Method] = {"sft": "sft", "dpo": "dpo", "reward": "reward"}
+    return known.get(job.method, "rl")
 
 
 def _with_tuning(recipe: Recipe, tuning: Tuning, dtype: str) -> Recipe | None:

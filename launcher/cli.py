@@ -21,6 +21,7 @@ TABLE: dict[str, str] = {
     "init": "Write a job file that runs as it is, with data to try it on.",
     "run": "Train: check, plan, submit and follow a job (the default verb).",
     "plan": "Check a job and show what would run, without running it.",
+    "cost": "What a job costs everywhere, before it runs: fit, time, total.",
     "rehearse": "Run a job here inside a vendor's container contract, nothing sent.",
     "list": "All jobs, newest first.",
     "status": "Where a job stands.",

@@ -29,6 +29,7 @@ from backends.base import (
 from backends.registry import BUILTIN
 from launcher import wheelhouse
 from launcher.bundle import build_bundle
+from launcher.costing import estimator_or_why, preview
 from launcher.data.check import check_data
 from launcher.discovery import Discovery
 from launcher.errors import (
@@ -39,7 +40,7 @@ from launcher.errors import (
 )
 from launcher.events import Event
 from launcher.home import cache
-from launcher.observing import Item, Observer, Resubmitted
+from launcher.observing import Heard, Observer, Resubmitted
 from launcher.planning import (
     Planned,
     check,
@@ -91,16 +92,22 @@ class Client:
                 )
             job = with_dry_run(job)
         report = check_data(job, folder)
-        job, offer = choose(target, job)
+        wanted = job
+        choice = choose(
+            target, job, estimator_or_why(job, folder, self.home), lambda: preview(wanted, folder, self.home)
+        )
+        job = choice.job
         bundle = build_bundle(job, folder, self.home / "bundles")
         token = self._resuming.successor(old) if old else f"{job.name}-{token_hex(3)}"
         lineage = old.lineage if old else token
-        plan = render(target, job, offer, bundle, token, lineage)
+        plan = render(target, choice, bundle, token, lineage)
         if wheelhouse.wanted(job):  # a second time: for what is refused at the first, nothing is downloaded
             wheels = wheelhouse.wheels(cache(), progress)
             bundle = build_bundle(job, folder, self.home / "bundles", wheels)
-            plan = render(target, job, offer, bundle, token, lineage)
-        return Planned(plan=plan, data=report, unchecked=check(target, plan), resumes=old, changed=changed)
+            plan = render(target, choice, bundle, token, lineage)
+        return Planned(
+            plan=plan, data=report, choice=choice, unchecked=check(target, plan), resumes=old, changed=changed
+        )
 
     def can_submit(self, backend: str) -> bool:
         """False for a backend that only plans in this version."""
@@ -210,7 +217,7 @@ class Client:
         self._observer.refresh(record)
         return self._again(record.id)
 
-    def follow(self, job_id: str, from_start: bool = True) -> Iterator[Item]:
+    def follow(self, job_id: str, from_start: bool = True) -> Iterator[Heard]:
         """What the job says and does, live, until it is over and its log is drained.
 
         Nothing twice, and nothing missed: what was recorded before this call comes only with from_start. A job

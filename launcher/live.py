@@ -16,7 +16,7 @@ from rich.text import Text
 
 from backends.base import JobStatus, LogLine
 from launcher.events import Event
-from launcher.observing import Item, Resubmitted, Trouble
+from launcher.observing import Heard, Resubmitted, Spending, Trouble
 from launcher.screen import STATE_STYLE, span
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -44,6 +44,7 @@ class Watched:
     checkpoint: int | None = None
     failure: str | None = None
     trouble: Trouble | None = None
+    spending: Spending | None = None
     recent_s: deque[float] = field(default_factory=lambda: deque(maxlen=20))
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=RECENT))
 
@@ -54,8 +55,11 @@ class Watched:
             return None
         return (self.total - self.step) * sum(self.recent_s) / len(self.recent_s)
 
-    def hear(self, item: Item) -> None:
+    def hear(self, item: Heard) -> None:
         """Take in one item of Client.follow."""
+        if isinstance(item, Spending):
+            self.spending = item
+            return
         self.trouble = item if isinstance(item, Trouble) else None
         if isinstance(item, Trouble):
             return
@@ -100,7 +104,7 @@ def sparkline(values: list[float], width: int) -> str:
     return "".join(BARS[round((v - low) * scale)] for v in values)
 
 
-def follow(items: Iterable[Item], job_id: str, console: Console) -> Watched:
+def follow(items: Iterable[Heard], job_id: str, console: Console) -> Watched:
     """Show `items` until they end; what was heard. KeyboardInterrupt passes through."""
     seen = Watched(job_id)
     if console.is_terminal:
@@ -110,7 +114,7 @@ def follow(items: Iterable[Item], job_id: str, console: Console) -> Watched:
     return seen
 
 
-def _follow_live(items: Iterable[Item], seen: Watched, console: Console) -> None:
+def _follow_live(items: Iterable[Heard], seen: Watched, console: Console) -> None:
     began = time.monotonic()
 
     def render() -> RenderableType:
@@ -121,7 +125,7 @@ def _follow_live(items: Iterable[Item], seen: Watched, console: Console) -> None
             seen.hear(item)
 
 
-def _follow_plain(items: Iterable[Item], seen: Watched, console: Console) -> None:
+def _follow_plain(items: Iterable[Heard], seen: Watched, console: Console) -> None:
     """A line a phase, and one for the steps of every few seconds."""
     last = 0.0
     for item in items:
@@ -133,6 +137,8 @@ def _follow_plain(items: Iterable[Item], seen: Watched, console: Console) -> Non
             line = in_trouble(item)
         elif isinstance(item, Resubmitted):
             line = submitted_anew(item)
+        elif isinstance(item, Spending):
+            line = spent_so_far(item, seen.job_id)
         elif isinstance(item, Event) and item.name == "step":
             if time.monotonic() - last >= PLAIN_EVERY_S or seen.step in (1, seen.total):
                 last = time.monotonic()
@@ -153,6 +159,15 @@ def submitted_anew(item: Resubmitted) -> str:
     """Which job goes on, and how often that may be."""
     times = f"{item.number} of {item.most}"
     return f"{item.after} lost its spot capacity; {item.job} goes on from its checkpoints ({times})"
+
+
+def spent_so_far(spending: Spending, job_id: str) -> str:
+    """The warning that the budget comes to its end, and what then happens."""
+    share = 100 * spending.dollars / spending.budget
+    return (
+        f"about ${spending.dollars:.2f} of the budget of ${spending.budget:.2f} is spent ({share:.0f} %): "
+        f"at its end the job checkpoints and stops; launch cancel {job_id} does it now"
+    )
 
 
 def as_words(event: Event) -> str | None:
@@ -211,6 +226,8 @@ def panel(seen: Watched, elapsed_s: float, width: int) -> RenderableType:
         parts.append(Text(line, style="dim", overflow="ellipsis", no_wrap=True))
     if seen.trouble is not None:
         parts.append(Text(in_trouble(seen.trouble), style="yellow"))
+    if seen.spending is not None:
+        parts.append(Text(spent_so_far(seen.spending, seen.job_id), style="yellow"))
     parts.append(Text("Ctrl-C detaches; the job goes on", style="dim italic"))
     return Group(*parts)
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -22,6 +23,8 @@ LAST_EVENTS = {
 GIVE_UP_S = 3600.0
 """How long a follower goes on asking a vendor that refuses it or can't be reached."""
 MOST_WAIT_S = 60.0
+WARN_AT = Decimal("0.8")
+"""The share of its budget behind which a job's followers are warned."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,15 @@ class Resubmitted:
     most: int
 
 
-Item = LogLine | Event | JobStatus | Trouble | Resubmitted
+@dataclass(frozen=True)
+class Spending:
+    """Most of the job's budget is spent, by the time since its start and the price an hour; told once."""
+
+    dollars: Decimal
+    budget: Decimal
+
+
+Heard = LogLine | Event | JobStatus | Trouble | Resubmitted | Spending
 """What a follower hears."""
 
 
@@ -97,7 +108,7 @@ class Observer:
         if look.trouble is not None:
             raise look.trouble
 
-    def follow(self, record: JobRecord, from_start: bool) -> Generator[Item, None, JobStatus]:
+    def follow(self, record: JobRecord, from_start: bool) -> Generator[Heard, None, JobStatus]:
         """What the job says and does, live, until it is over and its log is drained. Nothing twice.
 
         Returns its last status.
@@ -109,9 +120,13 @@ class Observer:
         can = self._backend(record.backend).capabilities
         state = record.state
         patience = Patience(can.poll_s)
+        warned = False
         while True:
             look = self._look(record, cursor)
             yield from look.items
+            if not warned and (spending := spent(record, look.status)) is not None:
+                warned = True
+                yield spending
             cursor = look.cursor
             if look.trouble is not None:
                 yield from patience.wait(look.trouble)
@@ -159,6 +174,19 @@ class Observer:
             return True
         events = self._store.events(job_id)
         return bool(events) and events[-1].name in LAST_EVENTS[status.state]
+
+
+def spent(record: JobRecord, status: JobStatus | None, now: datetime | None = None) -> Spending | None:
+    """What a running job has cost, once that is WARN_AT of its budget or more.
+
+    Example: $2.50 an hour, started 4 h ago, a budget of $12: 10.00 of 12.00, which is 83 %.
+    """
+    budget, hourly = record.spec.get("budget"), record.estimate.get("hourly")
+    if not budget or not hourly or status is None or status.started is None or status.state.terminal:
+        return None
+    seconds = ((now or datetime.now(UTC)) - status.started).total_seconds()
+    dollars = Decimal(hourly) * Decimal(seconds) / 3600
+    return Spending(round(dollars, 2), Decimal(budget)) if dollars >= WARN_AT * Decimal(budget) else None
 
 
 def _poll_s(usual: float) -> float:

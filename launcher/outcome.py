@@ -16,7 +16,7 @@ from launcher.client import Client
 from launcher.errors import JobFailedError
 from launcher.events import Event
 from launcher.live import follow
-from launcher.observing import Item, Resubmitted, Trouble
+from launcher.observing import Heard, Resubmitted, Spending, Trouble
 from launcher.store import JobRecord
 
 TAIL = 12
@@ -146,7 +146,7 @@ def _took(record: JobRecord) -> list[tuple[str, str]]:
     return rows
 
 
-def _follow_json(items: Iterator[Item]) -> None:
+def _follow_json(items: Iterator[Heard]) -> None:
     """Every event as a JSON line, and every change of state."""
     for item in items:
         if isinstance(item, Event):
@@ -159,6 +159,9 @@ def _follow_json(items: Iterator[Item]) -> None:
             print(json.dumps({"event": "resubmitted", **again}), flush=True)
         elif isinstance(item, Trouble):
             print(json.dumps({"event": "trouble", "message": item.message, "hint": item.hint}), flush=True)
+        elif isinstance(item, Spending):
+            body = {"event": "spending", "dollars": str(item.dollars), "budget": str(item.budget)}
+            print(json.dumps(body), flush=True)
 
 
 def _raise_if_failed(client: Client, record: JobRecord) -> None:

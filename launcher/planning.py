@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 from backends.base import Backend, Bundle, Plan, placeholders
 from backends.container import GRACE_HOURS, hard_stop_s
-from cost.estimate import estimate
+from cost.estimate import CostEstimate, Estimator, bounded, estimate
+from cost.ledger import training_of
 from cost.offers import Offer, PriceSource
+from cost.preview import Limits, Line, Preview, cheapest_that_fits, compare
 from cost.prices.table import Price
+from launcher.costing import candidates_of
 from launcher.data.check import DataReport
 from launcher.errors import (
     BackendNotInstalledError,
@@ -26,6 +31,8 @@ from launcher.spec import JobSpec
 from launcher.store import JobRecord
 from train_entry.config import changes, misfits, train_part
 
+NOT_ESTIMATED = "not estimated anew"
+"""A job that goes on from its checkpoints: its estimate is that of the first."""
 DRY_RUN_STEPS = 5
 LEAST_HOURS = 0.25
 """Less than this is gone before the first step: an instance starts, an image and a model come down."""
@@ -46,30 +53,92 @@ class Planned:
     changed: tuple[str, ...] = ()
     resubmits: int = 0
     """The how-manieth time anew, for a job that lost its spot capacity."""
+    choice: Choice | None = None
     unchecked: str | None = None
     """How to install the vendor's model, where the request could not be checked against it."""
 
 
-def choose(target: Backend, job: JobSpec) -> tuple[JobSpec, Offer]:
-    """The backend's best offer with what it costs, and the job with its budget as a time limit.
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The hardware a job gets on one backend, and the job with its budget as a time limit."""
 
-    Raises CapacityError or UnsupportedError without an offer, OverBudgetError when the budget buys too little.
+    job: JobSpec
+    offer: Offer
+    preview: Preview | None = None
+    """The backend's offers beside each other; None where the job's time is not known."""
+    line: Line | None = None
+    """The offer in the preview."""
+    why_unknown: str | None = None
+
+
+def choose(
+    target: Backend, job: JobSpec, estimator: Estimator | str = NOT_ESTIMATED,
+    everywhere: Callable[[], Preview] | None = None, machine: str | None = None,
+) -> Choice:  # fmt: skip
+    """The backend's best offer with what it costs: the cheapest that fits, else the backend's own first.
+
+    `estimator`: or why there is none; then `machine` is taken where it is offered. `everywhere` is asked for the
+    cheapest offer when the budget is not enough. Raises CapacityError or UnsupportedError without an offer,
+    OverBudgetError when the budget buys too little.
     """
-    offer = next(iter(target.offers(job.resources)))
+    if isinstance(estimator, str):
+        offers = list(target.offers(job.resources))
+        offer = _priced(target, job, next((o for o in offers if o.instance_type == machine), offers[0]))
+        return Choice(job=_within_budget(job, offer), offer=offer, why_unknown=estimator)
+    candidates = candidates_of(target, job, estimator, apart=False)
+    own = [replace(one, can_run=True) for one in candidates]  # a plan is made for a backend that only plans, too
+    preview = compare(estimator, own, limits=Limits())
+    line = preview.chosen or next(line for line in preview.lines if line.candidate is own[0])
+    total = line.estimate.total
+    if job.budget is not None and total is not None and total.high > job.budget:
+        preview = compare(estimator, own, limits=Limits(budget=job.budget))
+        if preview.chosen is None:
+            raise _over_budget(job.budget, line, everywhere)
+        line = preview.chosen
+    offer = replace(line.estimate.offer, region=job.resources.region)
+    offer = _priced(target, job, offer)
+    return Choice(job=_within_budget(job, offer), offer=offer, preview=preview, line=line)
+
+
+def _over_budget(budget: Decimal, line: Line, everywhere: Callable[[], Preview] | None) -> OverBudgetError:
+    """Nothing of this backend's stays within the budget: what it would take, and where it is cheapest."""
+    total, offer = line.estimate.total, line.estimate.offer
+    assert total is not None
+    takes = f"{offer.instance_type} takes ${total.low} to {total.high}"
+    message = f"budget: ${budget} is not enough on {offer.backend}: {takes}"
+    everything = everywhere() if everywhere else None
+    best = everything and (cheapest_that_fits(everything, budget) or cheapest_that_fits(everything))
+    if not best:
+        return OverBudgetError(message, "launch cost shows what it takes elsewhere")
+    found = best.estimate
+    assert found.total is not None
+    within = "the cheapest that fits" if found.total.high <= budget else "no offer is within it, the cheapest"
+    where = f"launch run --backend {found.offer.backend}"
+    if found.offer.gpu and found.offer.backend != "local":
+        where += f" --set resources.gpu={found.offer.gpu}"
+    return OverBudgetError(
+        f"{message}; {within} is {found.offer.instance_type} on {found.offer.backend}, ${found.total.low} to "
+        f"{found.total.high}",
+        f"{where}, or a larger budget" if found.total.high <= budget else f"raise the budget, then {where}",
+    )
+
+
+def _priced(target: Backend, job: JobSpec, offer: Offer) -> Offer:
+    """The offer with its price an hour, at most, for all nodes."""
     if target.name == "local":
-        return job, offer
+        return offer
     site = load_site(target.name, target.facts, job)
     found = known_prices().price(replace(offer, region=offer.region or site.get("region")))
-    if isinstance(found, Price):
-        rate = found.hourly if found.hourly is not None else found.high
-        source = PriceSource(as_of=found.as_of, url=found.url) if found.as_of and found.url else None
-        offer = replace(offer, hourly=None if rate is None else rate * offer.nodes, price_source=source)
-    return _within_budget(job, offer), offer
+    if not isinstance(found, Price):
+        return offer
+    rate = found.hourly if found.hourly is not None else found.high
+    source = PriceSource(as_of=found.as_of, url=found.url) if found.as_of and found.url else None
+    return replace(offer, hourly=rate * offer.nodes, price_source=source)
 
 
 def _within_budget(job: JobSpec, offer: Offer) -> JobSpec:
     """The budget becomes the job's time limit, so that the backend's own hard stop keeps it."""
-    if job.budget is None:
+    if job.budget is None or offer.backend == "local":
         return job
     if offer.hourly is None:
         raise OverBudgetError(
@@ -87,14 +156,25 @@ def _within_budget(job: JobSpec, offer: Offer) -> JobSpec:
     return job.model_copy(update={"resources": job.resources.model_copy(update={"max_hours": limit})})
 
 
-def render(target: Backend, job: JobSpec, offer: Offer, bundle: Bundle, token: str, lineage: str) -> Plan:
-    """The job's plan on this offer."""
+def render(target: Backend, choice: Choice, bundle: Bundle, token: str, lineage: str) -> Plan:
+    """The job's plan on the chosen offer."""
+    job, offer = choice.job, choice.offer
     site = load_site(target.name, target.facts, job)
     return Plan(
         job=job, offer=offer, bundle=bundle, site=site, token=token, lineage=lineage,
         request=target.render(job, offer, bundle, site, token, lineage),
-        estimate=estimate(offer, hard_stop_s(job) / 3600),
+        estimate=_estimate(choice),
     )  # fmt: skip
+
+
+def _estimate(choice: Choice) -> CostEstimate:
+    """The band as far as it is known, below the hard stop; with what the ledger will compare."""
+    ceiling = estimate(choice.offer, hard_stop_s(choice.job) / 3600)
+    if choice.preview is None or choice.line is None:
+        why = (choice.why_unknown,) if choice.why_unknown and choice.offer.backend != "local" else ()
+        return replace(ceiling, missing=(*ceiling.missing, *why))
+    work, found = choice.preview.estimator.work, choice.line.estimate
+    return replace(bounded(found, ceiling, work), training=training_of(found.hardware, work.job.tuning.kind))
 
 
 def check(target: Backend, plan: Plan) -> str | None:
@@ -158,9 +238,15 @@ def with_dry_run(job: JobSpec) -> JobSpec:
 
 def estimate_json(plan: Plan) -> dict[str, Any]:
     """The estimate as the record keeps it: money as text."""
-    values = asdict(plan.estimate)
-    money: dict[str, Any] = {k: None if values[k] is None else str(values[k]) for k in ("low", "expected", "high")}
-    hourly = plan.offer.hourly
-    money["hourly"] = None if hourly is None else str(hourly)
-    money["instance_type"] = plan.offer.instance_type
-    return {**money, "assumptions": list(values["assumptions"]), "missing": list(values["missing"])}
+    found, hourly = plan.estimate, plan.offer.hourly
+    money = {"low": found.low, "expected": found.expected, "high": found.high, "at_most": found.ceiling,
+             "hourly": hourly}  # fmt: skip
+    return {
+        **{name: None if value is None else str(value) for name, value in money.items()},
+        "instance_type": plan.offer.instance_type,
+        "hours": found.hours and {n: round(getattr(found.hours, n), 4) for n in ("low", "expected", "high")},
+        "tokens": None if found.tokens is None else round(found.tokens),
+        "training": found.training and found.training.as_json(),
+        "assumptions": list(found.assumptions),
+        "missing": list(found.missing),
+    }

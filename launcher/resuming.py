@@ -100,8 +100,8 @@ class Resuming:
         token = self.successor(old)
         assert old.ref is not None
         bundle = target.bundle(JobRef.parse(old.ref))
-        job, offer = choose(target, job)
-        plan = render(target, job, offer, bundle, token, old.lineage)
+        choice = choose(target, job, machine=old.estimate.get("instance_type"))
+        plan = render(target, choice, bundle, token, old.lineage)
         report = DataReport(**old.data) if old.data else None
         return self._submit(Planned(plan=plan, data=report, resumes=old, resubmits=resubmits), progress)
 

@@ -196,12 +196,21 @@ def plan_rows(planned: Planned) -> list[tuple[str, str | Text]]:
 
 
 def _cost(plan: Plan) -> str:
-    """The estimate, what it rests on, how old the price is."""
-    notes = list(plan.estimate.assumptions)
-    if source := plan.offer.price_source:
+    """The estimate, what is expected, the hard stop, how old the price is."""
+    found, offer = plan.estimate, plan.offer
+    price = money({"low": found.low, "high": found.high})
+    if offer.backend == "local":
+        return price
+    notes = list(found.assumptions)
+    if found.expected is not None:
+        notes.insert(0, f"likely ${found.expected:.2f}")
+        if found.ceiling is not None:
+            notes[1:1] = [f"at most ${found.ceiling:.2f}"]
+    if source := offer.price_source:
         notes.append(f"price of {source.as_of}")
-    price = money({"low": plan.estimate.low, "high": plan.estimate.high})
-    return f"{price} ({'; '.join(notes)})" if notes and plan.offer.backend != "local" else price
+    if found.expected is None and found.missing:
+        notes += [f"not known: {', '.join(found.missing)}"]
+    return f"{price} ({'; '.join(notes)})" if notes else price
 
 
 def difference_table(names: Sequence[str], sides: Sequence[Mapping[str, str | Text]]) -> Table:

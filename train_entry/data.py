@@ -108,14 +108,13 @@ def tokenize(job: TrainJob, tokenizer: Any, row: Row) -> Example:
 
 def completion_ids(tokenizer: Any, text: str) -> tuple[int, ...]:
     """Ids of an answer, ending in one end-of-turn token and nothing after it."""
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    end = tokenizer.eos_token_id
+    return ended(tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+
+
+def ended(ids: Sequence[int], end: int) -> tuple[int, ...]:
+    """The ids up to their last end of turn; with one where there is none."""
     # Templates put a line feed behind the end of turn: no model has to learn that.
-    if end in ids:
-        ids = ids[: len(ids) - ids[::-1].index(end)]
-    else:
-        ids.append(end)
-    return tuple(ids)
+    return (*ids[: len(ids) - ids[::-1].index(end)],) if end in ids else (*ids, end)
 
 
 def render(job: TrainJob, tokenizer: Any, row: Row) -> tuple[str, str]:
@@ -204,20 +203,25 @@ def _bound(job: TrainJob, examples: list[Example], tokenizer: Any) -> tuple[list
     if not long:
         return examples, 0, 0
     if job.data.overlong == "error":
-        worst = max(long, key=len)
-        where = ", ".join(e.row.where for e in long[:SHOWN])
-        raise JobError(
-            "data",
-            f"{len(long)} rows are longer than data.max_length {limit} ({where}); "
-            f"the longest has {len(worst)} tokens ({worst.row.where})",
-            f"set data.max_length: {len(worst)}, or data.overlong: drop or truncate_prompt",
-        )
+        raise too_long([(e.row.where, len(e)) for e in long], limit)
     if job.data.overlong == "drop":
         return [e for e in examples if len(e) <= limit], len(long), 0
-    return [_cut_prompt(job, e, limit, tokenizer) for e in examples], 0, len(long)
+    return [cut_prompt(job, e, limit, tokenizer) for e in examples], 0, len(long)
 
 
-def _cut_prompt(job: TrainJob, example: Example, limit: int, tokenizer: Any) -> Example:
+def too_long(rows: Sequence[tuple[str, int]], limit: int) -> JobError:
+    """The refusal of rows (where, tokens) that are over the limit."""
+    worst, length = max(rows, key=lambda row: row[1])
+    where = ", ".join(place for place, _ in rows[:SHOWN])
+    return JobError(
+        "data",
+        f"{len(rows)} rows are longer than data.max_length {limit} ({where}); "
+        f"the longest has {length} tokens ({worst})",
+        f"set data.max_length: {length}, or data.overlong: drop or truncate_prompt",
+    )
+
+
+def cut_prompt(job: TrainJob, example: Example, limit: int, tokenizer: Any) -> Example:
     """Shorten the last user message from its end until the row fits; the template around it stays whole."""
     if len(example) <= limit:
         return example

@@ -119,9 +119,9 @@ class Prices:
         """Why no list can have the offers of that backend, or of that place; None where one may."""
         if place.cloud in OWN_CLUSTERS:
             return Unpriced(reason=f"{place.cloud} is a cluster of your own: no list has its price", fix=OWN_RATE)
-        if backend in {one.provider for one in self.tokens}:
+        if backend in self._by_tokens:
             return Unpriced(reason=f"{backend} bills tokens, not hours")
-        if not self._providers.intersection(market(backend).providers):
+        if self._providers.isdisjoint(market(backend).providers):
             return Unpriced(reason=f"no price list of backend {backend} is known", fix=OWN_RATE)
         return None
 
@@ -150,6 +150,10 @@ class Prices:
         if spot:
             return _spot(row, market(backend), discount, self.listed(row, backend, False))
         return _on_demand(row, market(backend), discount)
+
+    @functools.cached_property
+    def _by_tokens(self) -> frozenset[str]:
+        return frozenset(one.provider for one in self.tokens)
 
     @functools.cached_property
     def _providers(self) -> frozenset[str]:

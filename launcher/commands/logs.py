@@ -18,8 +18,8 @@ def command(job: str | None, follow: bool, tail: int | None, as_json: bool) -> N
 
     from backends.base import JobStatus, LogLine
     from launcher.events import Event, from_line
-    from launcher.live import as_words, in_trouble, submitted_anew
-    from launcher.observing import Resubmitted, Trouble
+    from launcher.live import as_words, in_trouble, spent_so_far, submitted_anew
+    from launcher.observing import Resubmitted, Spending, Trouble
     from launcher.outcome import detaching
 
     client = options.make_client()
@@ -41,6 +41,8 @@ def command(job: str | None, follow: bool, tail: int | None, as_json: bool) -> N
                     click.echo(in_trouble(item), err=True)
                 elif isinstance(item, Resubmitted):
                     click.echo(submitted_anew(item), err=True)
+                elif isinstance(item, Spending):
+                    click.echo(spent_so_far(item, job_id), err=True)
                 elif not isinstance(item, JobStatus):
                     show(item)
         return

@@ -36,10 +36,16 @@ backend = click.option(
 sets = click.option(
     "--set", "sets", multiple=True, metavar="PATH=VALUE", help="Override a field: --set train.epochs=5."
 )
+budget = click.option("--budget", metavar="DOLLARS", help="US dollars that the job may cost at most.")
 dry_run = click.option("--dry-run", is_flag=True, help="A few real steps, then stop: time, tokens/s, memory.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON with stable names.")
 job = click.argument("job", metavar="JOB", shell_complete=complete_job)
 job_or_newest = click.argument("job", required=False, metavar="[JOB]", shell_complete=complete_job)
+
+
+def budget_set(budget: str | None) -> tuple[str, ...]:
+    """--budget as what --set takes."""
+    return () if budget is None else (f"budget={budget.removeprefix('$')}",)
 
 
 def make_client() -> Client:

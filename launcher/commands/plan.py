@@ -18,15 +18,18 @@ if TYPE_CHECKING:
 @options.job_file
 @options.backend
 @options.sets
+@options.budget
 @click.option("--diff", metavar="BACKEND", help="Show how another backend would run it instead.")
 @options.as_json
-def command(job_file: Path, backend: str | None, sets: tuple[str, ...], diff: str | None, as_json: bool) -> None:
+def command(
+    job_file: Path, backend: str | None, sets: tuple[str, ...], budget: str | None, diff: str | None, as_json: bool
+) -> None:
     """Check JOB_FILE (default: launch.yaml) and its data, and show the exact request. Sends nothing."""
     from launcher import screen
     from launcher.load import load_job
 
     client = options.make_client()
-    job, folder = load_job(job_file, sets), job_file.absolute().parent
+    job, folder = load_job(job_file, (*sets, *options.budget_set(budget))), job_file.absolute().parent
     progress = screen.ProgressLines(screen.err())
     planned = client.plan(job, folder, backend, progress=progress)
     if diff is not None:
@@ -38,12 +41,13 @@ def command(job_file: Path, backend: str | None, sets: tuple[str, ...], diff: st
 
 
 def _describe(planned: Planned) -> dict[str, Any]:
+    from launcher.planning import estimate_json
+
     plan = planned.plan
-    estimate = plan.estimate
     return {
         "backend": plan.offer.backend,
         "hardware": plan.offer.instance_type,
-        "estimate": {"low": estimate.low, "expected": estimate.expected, "high": estimate.high},
+        "estimate": estimate_json(plan),
         "bundle": {
             "sha256": plan.bundle.sha256,
             "files": [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in plan.bundle.files],
@@ -57,12 +61,14 @@ def _describe(planned: Planned) -> dict[str, Any]:
 
 
 def _show(client: Client, planned: Planned, job_file: Path) -> None:
-    from launcher import screen
+    from launcher import costview, screen
     from launcher.site import how_to_set
 
     where = "" if job_file == Path(options.DEFAULT_JOB_FILE) else f" {job_file}"
     console = screen.out()
     console.print(screen.plan_facts(planned))
+    if preview := costview.planned(planned, console.width):
+        console.print(preview)
     rows = client.explain(planned.plan)
     if rows:
         console.print(screen.facts(rows))

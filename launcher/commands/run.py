@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @options.job_file
 @options.backend
 @options.sets
+@options.budget
 @options.dry_run
 @click.option(
     "--from-checkpoint",
@@ -33,6 +34,7 @@ def command(
     job_file: Path,
     backend: str | None,
     sets: tuple[str, ...],
+    budget: str | None,
     dry_run: bool,
     from_checkpoint: str | None,
     detach: bool,
@@ -40,17 +42,19 @@ def command(
     as_json: bool,
 ) -> None:
     """Train what JOB_FILE (default: launch.yaml) says, and stay until it is done."""
-    from launcher import screen
+    from launcher import costview, screen
     from launcher.load import load_job
     from launcher.outcome import describe, stay, unfollowed
 
     client = options.make_client()
     console = screen.err()
     progress = screen.ProgressLines(console)
-    folder = job_file.absolute().parent
-    planned = client.plan(load_job(job_file, sets), folder, backend, dry_run, progress, from_checkpoint)
+    job, folder = load_job(job_file, (*sets, *options.budget_set(budget))), job_file.absolute().parent
+    planned = client.plan(job, folder, backend, dry_run, progress, from_checkpoint)
     if not as_json:
         console.print(screen.plan_facts(planned))
+        if preview := costview.planned(planned, console.width):
+            console.print(preview)
     for warning in planned.data.warnings if planned.data else ():
         console.print(f"note: {warning}", style="yellow")
     client.refuse_unready(planned.plan)  # before anybody is asked about money

@@ -1,0 +1,73 @@
+"""How long it takes to count a job's tokens: 100,000 rows anew, and 10,000 rows from what was kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from cost.tokens import TokenCount, count
+from launcher.home import cache
+from launcher.spec import JobSpec
+from train_entry.embedded import MODELS
+
+ROWS, KEPT_ROWS = 100_000, 10_000
+TARGET_S, KEPT_TARGET_S = 20.0, 0.05
+MODEL = "smollm2-135m"
+
+
+def main() -> int:
+    model = cache() / "models" / f"{MODEL}-{MODELS[MODEL].version}"
+    if not model.is_dir():
+        print("skipped: the embedded model is not unpacked here; make demo or make test does it")
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        (place / "model").symlink_to(model)
+        slowest = 0.0
+        for words in (40, 200):
+            _write(place / "many.jsonl", ROWS, words)
+            took, processor_s, found = _count(place, "many.jsonl")
+            slowest = max(slowest, took)
+            how = f"sampled, +-{100 * found.error:.1f} %" if found.error else "every row counted"
+            print(
+                f"{ROWS:,} rows, {found.total:,} tokens, {how}: {took:.1f} s, {processor_s:.1f} s of processor; "
+                f"target {TARGET_S:.0f} s"
+            )
+        _write(place / "some.jsonl", KEPT_ROWS, 40)
+        _count(place, "some.jsonl")
+        again = min(_count(place, "some.jsonl")[0] for _ in range(5))
+        print(f"{KEPT_ROWS:,} rows counted before: {1000 * again:.1f} ms; target {1000 * KEPT_TARGET_S:.0f} ms")
+        print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "")
+    return int(slowest > TARGET_S or again > KEPT_TARGET_S)
+
+
+def _write(path: Path, rows: int, longest: int) -> None:
+    """Rows with prompts of up to `longest` words and answers of a quarter of that, each different."""
+    draw = random.Random(0)
+    words = Path(__file__).with_name("tokens.py").read_text(encoding="utf-8").split() + list(
+        sys.stdlib_module_names
+    )
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(rows):
+            prompt = " ".join(draw.choices(words, k=draw.randint(8, longest)))
+            answer = " ".join(draw.choices(words, k=draw.randint(2, longest // 4)))
+            file.write(json.dumps({"prompt": f"{number}: {prompt}", "completion": answer}) + "\n")
+
+
+def _count(place: Path, name: str) -> tuple[float, float, TokenCount]:
+    """(seconds, seconds of processor, the count)."""
+    job = JobSpec.model_validate(
+        {"name": "bench", "model": "model", "task": "generation", "data": {"train": name}}
+    )  # fmt: skip
+    began, busy = time.perf_counter(), time.process_time()
+    found = count(job, folder=place, cache=place / "cache")
+    return time.perf_counter() - began, time.process_time() - busy, found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

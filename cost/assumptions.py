@@ -1,0 +1,69 @@
+"""What an estimate takes for granted, in words: each line stands below every preview."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from cost.estimate import OfferEstimate
+from cost.extras import KEPT_MONTHS
+from cost.phases import FETCH_GBS, INTERRUPTIONS, STARTS
+from cost.prices.table import Price
+from cost.work import Work
+
+
+def assumptions(work: Work, found: Sequence[OfferEstimate]) -> Iterator[str]:
+    """The assumptions behind these estimates of one job."""
+    for text in work.assumptions:
+        yield f"{text} (+-{100 * work.error:.0f} %)"
+    timed = [one for one in found if one.hardware.hours is not None]
+    priced = [one for one in timed if isinstance(one.price, Price) and one.offer.backend != "local"]
+    if timed:
+        yield from _of_time(work, timed)
+    if any(one.offer.spot for one in priced):
+        yield (
+            f"spot: one interruption in {1 / INTERRUPTIONS.value:.0f} h, none to "
+            f"{INTERRUPTIONS.value * (1 + INTERRUPTIONS.more) * 10:.0f} in 10 h; each loses half a checkpoint's "
+            "interval and the start-up"
+        )
+    if priced:
+        yield (
+            f"other $: list prices of disks, {KEPT_MONTHS:g} month in the bucket, one download of the result; "
+            "without tax"
+        )
+    yield from dict.fromkeys(f"{one.offer.backend}: {note}" for one in priced for note in _notes(one) if note)
+
+
+def _of_time(work: Work, timed: Sequence[OfferEstimate]) -> Iterator[str]:
+    starts = []
+    for backend in dict.fromkeys(one.offer.backend for one in timed):
+        known = STARTS.get(backend)
+        if known and backend != "local":
+            low, high = known.start.value * (1 - known.start.less), known.start.value * (1 + known.start.more)
+            starts.append(f"{backend} {low / 60:.0f}-{high / 60:.0f} min ({known.note})")
+    if starts:
+        yield f"start-up: {'; '.join(starts)}"
+    yield from dict.fromkeys(_calibrated(timed))
+    yield f"model: {2 * work.shape.params / 1e9:.1f} GB at {FETCH_GBS:g} GB/s, a fourth to three times as fast"
+    if work.job.train.early_stopping and not work.job.train.dry_run_steps:
+        yield "early stopping may end the job sooner; that is not counted"
+
+
+def _calibrated(timed: Sequence[OfferEstimate]) -> Iterator[str]:
+    """Whose measured time the estimate of a GPU is multiplied with."""
+    for one in timed:
+        known = one.hardware.calibration
+        if known is not None:
+            where = one.hardware.gpu.name if one.hardware.gpu else "this processor"
+            yield f"training on {where}: x {known.factor:.2f} ({known.source})"
+
+
+def _notes(one: OfferEstimate) -> Iterator[str]:
+    """What the price itself takes for granted."""
+    price = one.price
+    assert isinstance(price, Price)
+    if len(price.components) > 1:
+        yield f"{price.components[1].what} is in the price" + (
+            "; it does not fall with spot" if price.spot else ""
+        )
+    if price.spot and price.hourly is None:
+        yield price.note

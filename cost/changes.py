@@ -1,0 +1,102 @@
+"""What to change so that a job fits on a GPU that is too small for it, and what the change costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from cost.estimate import Estimator, OfferEstimate
+from cost.recipe import micro_batches
+from launcher.spec import JobSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """The smallest change with which the job fits; `difference` in US dollars to what it would cost without."""
+
+    what: str
+    settings: tuple[str, ...]
+    """What to give to --set."""
+    difference: Decimal | None
+
+
+class Changes:
+    """Finds the change for one offer after the other; each changed job is worked out once."""
+
+    def __init__(self, estimator: Estimator) -> None:
+        self._estimator = estimator
+        self._changed: dict[tuple[str, ...], Estimator] = {}
+
+    def smallest(self, short: OfferEstimate, others: Sequence[OfferEstimate]) -> Change | None:
+        """The change for an offer that lacks memory; None when nothing known helps.
+
+        In order: fewer rows a pass, gradient checkpointing, a 4-bit base, then the cheapest offer of `others` on
+        the same backend that fits. Surely fits goes before probably fits.
+        """
+        ranks = max(1, short.offer.gpus) * short.offer.nodes
+        probable: Change | None = None
+        for what, settings, job in variants(self._estimator.work.job, ranks):
+            changed = self._of(settings, job)(short.offer)
+            found = Change(what=what, settings=settings, difference=_difference(changed, short))
+            if changed.hardware.fit == "yes":
+                return found
+            if changed.hardware.fit == "tight" and probable is None:
+                probable = found
+        return probable or self._next_gpu(short, others)
+
+    def _of(self, settings: tuple[str, ...], job: JobSpec) -> Estimator:
+        if settings not in self._changed:
+            self._changed[settings] = self._estimator.changed(job)
+        return self._changed[settings]
+
+    def _next_gpu(self, short: OfferEstimate, others: Sequence[OfferEstimate]) -> Change | None:
+        fitting = [
+            one
+            for one in others
+            if one.offer.backend == short.offer.backend and one.hardware.fit == "yes" and one.total is not None
+        ]
+        if not fitting:
+            return None
+        best = min(fitting, key=lambda one: one.total.usual if one.total else Decimal(0))
+        settings = (f"resources.gpu={best.offer.gpu}",)
+        what = f"{best.offer.gpu} ({best.offer.instance_type})"
+        return Change(what=what, settings=settings, difference=_difference(best, short))
+
+
+def variants(job: JobSpec, ranks: int) -> Iterator[tuple[str, tuple[str, ...], JobSpec]]:
+    """(in words, settings, the job so changed), the least intrusive first."""
+    split = micro_batches(job.train.batch_size, job.train.micro_batch, ranks)
+    micro = split[0] if split else 1
+    smaller = [m for m in (8, 4, 2, 1) if m < micro]
+    for rows in smaller:
+        yield _variant(job, f"micro-batch {rows}", {"train.micro_batch": rows})
+    one: dict[str, Any] = {"train.micro_batch": 1} if smaller else {}
+    if job.train.gradient_checkpointing is False:
+        yield _variant(job, "gradient checkpointing", {"train.gradient_checkpointing": True})
+        one["train.gradient_checkpointing"] = True
+    if job.tuning.kind == "lora" and not job.output.merged:
+        yield _variant(job, "QLoRA", {"tuning.kind": "qlora"})
+        if one:
+            yield _variant(job, "QLoRA and micro-batch 1", {"tuning.kind": "qlora", **one})
+    elif job.tuning.kind == "full":
+        yield _variant(job, "LoRA", {"tuning.kind": "lora"})
+        yield _variant(job, "QLoRA", {"tuning.kind": "qlora"})
+        if one:
+            yield _variant(job, "QLoRA and micro-batch 1", {"tuning.kind": "qlora", **one})
+
+
+def _variant(job: JobSpec, what: str, values: Mapping[str, Any]) -> tuple[str, tuple[str, ...], JobSpec]:
+    data = job.model_dump(mode="json")
+    for path, value in values.items():
+        section, _, name = path.partition(".")
+        data[section][name] = value
+    settings = tuple(f"{path}={str(value).lower()}" for path, value in values.items())
+    return what, settings, JobSpec.model_validate(data)
+
+
+def _difference(one: OfferEstimate, other: OfferEstimate) -> Decimal | None:
+    if one.total is None or other.total is None:
+        return None
+    return one.total.usual - other.total.usual
