@@ -42,9 +42,19 @@ def _of_time(work: Work, timed: Sequence[OfferEstimate]) -> Iterator[str]:
             starts.append(f"{backend} {low / 60:.0f}-{high / 60:.0f} min ({known.note})")
     if starts:
         yield f"start-up: {'; '.join(starts)}"
+    yield from dict.fromkeys(_calibrated(timed))
     yield f"model: {2 * work.shape.params / 1e9:.1f} GB at {FETCH_GBS:g} GB/s, a fourth to three times as fast"
     if work.job.train.early_stopping and not work.job.train.dry_run_steps:
         yield "early stopping may end the job sooner; that is not counted"
+
+
+def _calibrated(timed: Sequence[OfferEstimate]) -> Iterator[str]:
+    """Whose measured time the estimate of a GPU is multiplied with."""
+    for one in timed:
+        known = one.hardware.calibration
+        if known is not None:
+            where = one.hardware.gpu.name if one.hardware.gpu else "this processor"
+            yield f"training on {where}: x {known.factor:.2f} ({known.source})"
 
 
 def _notes(one: OfferEstimate) -> Iterator[str]:

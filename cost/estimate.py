@@ -79,6 +79,8 @@ class Hardware:
     """Why memory or time are not known."""
     training: Training | None = None
     """On a processor, the nominal step that a calibration is the factor of."""
+    calibration: Calibration | None = None
+    """What earlier jobs or a probe made of the hours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +190,7 @@ def hardware_of(work: Work, offer: Offer, calibrations: Calibrations) -> Hardwar
         fit=fits(needed, gpu.memory_gib),
         hours=None if isinstance(hours, Refusal) else hours,
         why_not=hours.reason if isinstance(hours, Refusal) else None,
+        calibration=calibration,
     )
 
 
@@ -209,7 +212,7 @@ def _on_processor(work: Work, calibrations: Calibrations) -> Hardware:
     hours = processor_hours(work, calibration)
     if isinstance(hours, Refusal):
         return replace(found, why_not=hours.reason)
-    return replace(found, recipe=recipe, hours=hours, why_not=None)
+    return replace(found, recipe=recipe, hours=hours, why_not=None, calibration=calibration)
 
 
 def _unknown(why: str, gpu: Gpu | None = None) -> Hardware:

@@ -14,15 +14,18 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cost.assumptions import _calibrated
 from cost.calibration import Calibration, Training, calibrate
-from cost.estimate import CostEstimate, Hardware
+from cost.estimate import CostEstimate, Hardware, OfferEstimate, hardware_of
 from cost.ledger import Compared, training_of
+from cost.prices.table import Unpriced
 from cost.throughput import micro_batch_s
 from launcher.commands.cost_accuracy import accuracy
 from launcher.events import Event
 from launcher.home import home as home_of
 from launcher.ledger import calibrations_of, entries_of
 from launcher.store import JobRecord, Store
+from tests.unit.cost_jobs import offer, work
 from tests.unit.cost_recipes import recipe
 
 STARTED = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -257,3 +260,21 @@ def test_a_probe_on_a_processor_says_nothing_of_gpus(store: Store) -> None:
 def test_a_gpu_says_nothing_of_a_processor(store: Store) -> None:
     add(store, gpu_probe(1))
     assert calibrations_of(ledger(store))("processor", "lora", "trainer") is None
+
+
+def test_the_preview_names_what_calibrates_it(store: Store) -> None:
+    add(store, gpu_probe(1))
+    look = calibrations_of(ledger(store))
+    timed = [hardware_of(work(), offer(gpu), look) for gpu in ("A100-80GB", "H100")]
+    said = list(_calibrated([_estimate_of(one) for one in timed]))
+    assert said == [
+        "training on A100-80GB: x 1.20 (1 probe of yours)",
+        "training on H100-SXM: x 1.20 (probed on A100-80GB, scaled)",
+    ]
+    plain = hardware_of(work(), offer("H100"), lambda gpu, kind, stack: None)
+    assert timed[1].hours is not None and plain.hours is not None
+    assert timed[1].hours.train_s == pytest.approx(1.2 * plain.hours.train_s)
+
+
+def _estimate_of(hardware: Hardware) -> OfferEstimate:
+    return OfferEstimate(offer=offer(), price=Unpriced(reason="not asked"), hardware=hardware)
