@@ -31,7 +31,7 @@ from backends.registry import BUILTIN
 from launcher import wheelhouse
 from launcher.bundle import build_bundle
 from launcher.data.check import DataReport, check_data
-from launcher.discovery import Discovery
+from launcher.discovery import Discovery, Orphan
 from launcher.errors import (
     ConfigError,
     JobNotFoundError,
@@ -157,6 +157,10 @@ class Client:
     def discover(self, names: Sequence[str] = ()) -> int:
         """Record the jobs that the named backends (default: all that are set up) know; how many were new."""
         return self._discovery.take_in(names)
+
+    def orphans(self, names: Sequence[str] = ()) -> tuple[list[Orphan], dict[str, str]]:
+        """What is alive at the named backends (default: all that are set up) and no record owns; who can't say."""
+        return self._discovery.orphans(names)
 
     def unneeded(self, age: timedelta, backend: str | None = None) -> list[str]:
         """Ids of the recorded jobs that ended longer ago than `age` and may still have something stored."""
