@@ -21,6 +21,11 @@ The whole requests stand in `tests/golden/`.
 
 `backend` chooses the column. `local` runs the same bundle as a process: resources that it can't offer are
 refused by name.
+
+What of `skypilot` is shown by requests alone, as no real cloud takes part in the tests: buckets as store (not sent in
+this version), spot machines, images, what a cloud bills. On a real Slurm cluster (`tests/emulators/slurm`) it is shown
+that jobs of one and two nodes run, fail, are cancelled and fetched, that a managed job goes on when its allocation is
+killed, and that no machine stays.
 """
 
 

@@ -65,7 +65,7 @@ def lacking() -> str | None:
 
 
 class SlurmCluster:
-    """`nodes` nodes of two H100s that are none. One at a time on a machine: SkyPilot's server has one port."""
+    """`nodes` nodes of two H100s that are none. One at a time in a network: SkyPilot's server has one port."""
 
     def __init__(self, sky_python: Path, train_python: Path, nodes: int = 2) -> None:
         self._sky_python, self._train_python, self._nodes = sky_python, train_python, nodes
@@ -88,7 +88,8 @@ class SlurmCluster:
         return self.folder / "cluster" / "root" / "srv" / "shared"
 
     def __enter__(self) -> SlurmCluster:
-        self._turn = (Path(tempfile.gettempdir()) / "emulated-slurm.lock").open("w")
+        network = os.readlink("/proc/self/ns/net").strip("net:[]")
+        self._turn = (Path(tempfile.gettempdir()) / f"emulated-slurm-{network}.lock").open("w")
         fcntl.flock(self._turn, fcntl.LOCK_EX)
         try:
             port = _free_ports(self._nodes + 2)
