@@ -16,6 +16,7 @@ from backends import registry
 from backends.base import (
     Backend,
     Bundle,
+    Installs,
     JobRef,
     JobState,
     JobStatus,
@@ -291,6 +292,14 @@ class Client:
                 problems = [Problem(what=exc.message, fix=exc.hint or "launch doctor --debug", fatal=False)]
             found.append((name, summary, problems))
         return found
+
+    def repair(self, progress: Progress) -> None:
+        """Build what is missing here: the training environment, and that of each vendor which is set up."""
+        self.here().prepare(progress)
+        for name in BUILTIN:
+            target = self._backend(name)
+            if isinstance(target, Installs) and self._discovery.is_set_up(name):
+                target.install(progress)
 
     def rehearse(self, plan: Plan, preempt_after: int | None, to: Path | None, progress: Progress) -> Rehearsed:
         """Run the plan on this machine inside its backend's container contract; see launcher.rehearsal."""

@@ -68,7 +68,7 @@ class Discovery:
                 found += self._known_to(name)
                 continue
             with contextlib.suppress(LaunchError):
-                if self._is_set_up(name):
+                if self.is_set_up(name):
                     found += self._known_to(name)
         new = [record for record in found if self._store.get(record.id) is None]
         if new:
@@ -82,7 +82,7 @@ class Discovery:
         asked = list(names)
         for name in asked or BUILTIN:
             try:
-                if asked or self._is_set_up(name):
+                if asked or self.is_set_up(name):
                     found += self._alive_at(name)
             except LaunchError as exc:
                 silent[name] = exc.message
@@ -114,13 +114,14 @@ class Discovery:
                     hourly=None if machine.hourly is None else Decimal(str(machine.hourly)),
                 )  # fmt: skip
 
-    def _is_set_up(self, name: str) -> bool:
+    def is_set_up(self, name: str) -> bool:
+        """Does the user's configuration have every fact that this backend must be told?"""
         target, site = self._backend(name), self._site(name)
         return all(site.get(fact.name) for fact in target.facts if fact.required)
 
     def _known_to(self, name: str) -> Iterable[JobRecord]:
         target = self._backend(name)
-        if not self._is_set_up(name):
+        if not self.is_set_up(name):
             raise ConfigError(f"backend {name} is not set up", f"launch setup {name}")
         for ref in target.discover(self._site(name)):
             # A job whose own record is damaged is left out.

@@ -50,9 +50,12 @@ class SkyPilotService:
         return answer["result"]
 
     def close(self) -> None:
+        """End the worker; the next question starts another."""
         process, self._process = self._process, None
         if process is None:
             return
+        if self._said is not None:
+            self._said.close()
         assert process.stdin is not None and process.stdout is not None
         with contextlib.suppress(OSError):
             process.stdin.close()
@@ -79,14 +82,13 @@ class SkyPilotService:
             process.stdin.flush()
             answer: Mapping[str, Any] = json.loads(process.stdout.readline())
         except (OSError, ValueError) as exc:
+            last = self._last_words()
             self.close()
             if late.is_set():
                 raise UnreachableError(
                     f"SkyPilot did not answer within {timeout_s:g} s ({op})", "sky api status shows what it does"
                 ) from exc
-            raise BackendError(
-                f"SkyPilot's worker ended: {self._last_words()}", "launch setup skypilot --install"
-            ) from exc
+            raise BackendError(f"SkyPilot's worker ended: {last}", "launch setup skypilot --install") from exc
         finally:
             timer.cancel()
         return answer
@@ -94,6 +96,7 @@ class SkyPilotService:
     def _started(self) -> subprocess.Popen[str]:
         if self._process is not None and self._process.poll() is None:
             return self._process
+        self.close()
         if not self._environment.ready():
             raise BackendNotInstalledError(
                 "SkyPilot is not installed: it lives in an environment of its own",

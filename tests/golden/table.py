@@ -22,10 +22,10 @@ The whole requests stand in `tests/golden/`.
 `backend` chooses the column. `local` runs the same bundle as a process: resources that it can't offer are
 refused by name.
 
-What of `skypilot` is shown by requests alone, as no real cloud takes part in the tests: buckets as store (not sent in
-this version), spot machines, images, what a cloud bills. On a real Slurm cluster (`tests/emulators/slurm`) it is shown
-that jobs of one and two nodes run, fail, are cancelled and fetched, that a managed job goes on when its allocation is
-killed, and that no machine stays.
+What of `skypilot` is shown by requests alone, as no real cloud takes part in the tests: buckets as store (this
+version sends no such job), spot machines, images, disks, what a cloud bills. Autostop was seen to take a cluster
+down on Slurm, on no cloud. On a real Slurm cluster (`tests/emulators/slurm`) jobs run, fail, are cancelled and
+fetched, a managed job goes on when its allocation is killed, and no machine stays.
 """
 
 

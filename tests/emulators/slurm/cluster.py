@@ -88,7 +88,7 @@ class SlurmCluster:
         return self.folder / "cluster" / "root" / "srv" / "shared"
 
     def __enter__(self) -> SlurmCluster:
-        network = os.readlink("/proc/self/ns/net").strip("net:[]")
+        network = Path("/proc/self/ns/net").readlink().name.strip("net:[]")
         self._turn = (Path(tempfile.gettempdir()) / f"emulated-slurm-{network}.lock").open("w")
         fcntl.flock(self._turn, fcntl.LOCK_EX)
         try:
