@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -39,6 +40,9 @@ ASK_S = 5.0
 """SkyPilot is asked about one job this often at most."""
 LAST_LINES = 3
 HOST = re.compile(r"^\s*Host\s+([^\s*?]+)\s*$", re.IGNORECASE | re.MULTILINE)
+
+
+LOGIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 class SkyPilotJobs:
@@ -213,13 +217,14 @@ class SkyPilotJobs:
     def _tokens(self, scope: str, prefix: str) -> list[str]:
         """Of every job that was started, and begins so."""
         store = self._store(scope)
-        text = f"cd {store.bucket}/{ROOT}/jobs 2>/dev/null && ls -d {prefix}*/submitted 2>/dev/null || :"
+        home = shlex.quote(f"{store.bucket}/{ROOT}/jobs")
+        text = f"cd {home} 2>/dev/null && ls -d {shlex.quote(prefix)}*/submitted 2>/dev/null || :"
         told = store.sh(text, store.doing("listing", f"{ROOT}/jobs"))
         return [line.partition("/")[0] for line in told.decode().splitlines()]
 
     def _store(self, scope: str) -> SharedPath:
         login, colon, root = unquote(scope).partition(":")
-        if not colon:
+        if not colon or LOGIN.fullmatch(login) is None:  # a reference may come from anywhere
             raise JobNotFoundError(f"{scope} is no store of a SkyPilot job", "launch list")
         return SharedPath(root, None if login == HERE else login, cache() / "ssh")
 

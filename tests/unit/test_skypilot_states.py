@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from backends.base import JobState
+from backends.base import JobRef, JobState
+from backends.skypilot import SkyPilotBackend
 from backends.skypilot.seen import Seen, parse
 from backends.skypilot.states import QUIET_S, is_to_be_asked, status_of, told
+from launcher.errors import JobNotFoundError
 
 
 def seen(*lines: str, managed: bool = False) -> Seen:
@@ -71,3 +74,9 @@ def test_skypilot_is_left_alone_while_the_job_speaks() -> None:
     assert is_to_be_asked(seen("mark start 900", f"file 10 {1000 - QUIET_S} logs/node-0.log"))
     assert is_to_be_asked(seen("file 10 990 logs/node-0.log"))
     assert is_to_be_asked(seen("mark start 900", "file 10 990 logs/node-0.log", managed=True))
+
+
+@pytest.mark.parametrize("scope", ["localhost", "-oProxyCommand=true:%2Fsrv", "a%20b:%2Fsrv"])
+def test_a_reference_that_is_none_of_ours_reaches_no_shell(scope: str, tmp_path: Path) -> None:
+    with pytest.raises(JobNotFoundError):
+        SkyPilotBackend(tmp_path).status(JobRef("skypilot", scope, "job-1"))
