@@ -344,6 +344,26 @@ class ListsPrices(Protocol):
         """
 
 
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """Machines that run, by the job's name; `hourly` in USD for all of them, where the vendor tells."""
+
+    name: str
+    what: str
+    hourly: float | None
+    since: datetime | None
+    stop: str
+    """The command that ends them."""
+
+
+@runtime_checkable
+class ListsMachines(Protocol):
+    """Optional: a backend whose machines can outlive their job."""
+
+    def machines(self, site: Site) -> Iterable[Machine]:
+        """All that run now. Raises LaunchError."""
+
+
 @runtime_checkable
 class KeepsSecrets(Protocol):
     """Optional: a backend whose vendor has a store for secrets that jobs read by reference."""

@@ -36,6 +36,7 @@ TABLE: dict[str, str] = {
     "backends": "Where jobs can run, and what each still needs.",
     "setup": "Tell a backend the facts of your account: role, bucket, project.",
     "secrets": "Put a secret where a backend's jobs read it by reference.",
+    "orphans": "What runs, and costs, without a job of your record.",
     "release": "Remove what jobs left stored.",
     "doctor": "Check this machine; --fix builds what is missing.",
     "schema": "Print the job file's JSON Schema.",

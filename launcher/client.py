@@ -16,6 +16,7 @@ from backends import registry
 from backends.base import (
     Backend,
     Bundle,
+    Installs,
     JobRef,
     JobState,
     LogLine,
@@ -31,7 +32,7 @@ from launcher import wheelhouse
 from launcher.bundle import build_bundle
 from launcher.costing import estimator_or_why, preview
 from launcher.data.check import check_data
-from launcher.discovery import Discovery
+from launcher.discovery import Discovery, Orphan
 from launcher.errors import (
     ConfigError,
     JobNotFoundError,
@@ -176,6 +177,10 @@ class Client:
     def discover(self, names: Sequence[str] = ()) -> int:
         """Record the jobs that the named backends (default: all that are set up) know; how many were new."""
         return self._discovery.take_in(names)
+
+    def orphans(self, names: Sequence[str] = ()) -> tuple[list[Orphan], dict[str, str]]:
+        """What is alive at the named backends (default: all that are set up) and no record owns; who can't say."""
+        return self._discovery.orphans(names)
 
     def unneeded(self, age: timedelta, backend: str | None = None) -> list[str]:
         """Ids of the recorded jobs that ended longer ago than `age` and may still have something stored."""
@@ -323,6 +328,14 @@ class Client:
                 problems = [Problem(what=exc.message, fix=exc.hint or "launch doctor --debug", fatal=False)]
             found.append((name, summary, problems))
         return found
+
+    def repair(self, progress: Progress) -> None:
+        """Build what is missing here: the training environment, and that of each vendor which is set up."""
+        self.here().prepare(progress)
+        for name in BUILTIN:
+            target = self._backend(name)
+            if isinstance(target, Installs) and self._discovery.is_set_up(name):
+                target.install(progress)
 
     def rehearse(self, plan: Plan, preempt_after: int | None, to: Path | None, progress: Progress) -> Rehearsed:
         """Run the plan on this machine inside its backend's container contract; see launcher.rehearsal."""

@@ -1,17 +1,31 @@
-"""Jobs that a backend knows and the record does not: a launcher died, the record is lost."""
+"""What a backend knows and the record does not: jobs whose launcher died or record is lost, machines left on."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
-from backends.base import Backend, JobRef, JobState, Site
+from backends.base import Backend, JobRef, JobState, ListsMachines, Site
 from backends.registry import BUILTIN
 from launcher.errors import ConfigError, LaunchError
 from launcher.spec import JobSpec
 from launcher.store import JobRecord, Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orphan:
+    """Something alive that no job of the record owns. `hourly`: USD, None where nobody knows."""
+
+    backend: str
+    id: str
+    what: str
+    hourly: Decimal | None
+    since: datetime | None
+    stop: str
 
 
 class Discovery:
@@ -54,20 +68,60 @@ class Discovery:
                 found += self._known_to(name)
                 continue
             with contextlib.suppress(LaunchError):
-                if self._is_set_up(name):
+                if self.is_set_up(name):
                     found += self._known_to(name)
         new = [record for record in found if self._store.get(record.id) is None]
         if new:
             self._store.add_missing(new)
         return len(new)
 
-    def _is_set_up(self, name: str) -> bool:
+    def orphans(self, names: Iterable[str] = ()) -> tuple[list[Orphan], dict[str, str]]:
+        """Jobs and machines that are alive and that no record owns; backend -> why it can't be asked."""
+        found: list[Orphan] = []
+        silent: dict[str, str] = {}
+        asked = list(names)
+        for name in asked or BUILTIN:
+            try:
+                if asked or self.is_set_up(name):
+                    found += self._alive_at(name)
+            except LaunchError as exc:
+                silent[name] = exc.message
+        return found, silent
+
+    def _alive_at(self, name: str) -> Iterator[Orphan]:
+        target, site = self._backend(name), self._site(name)
+        told = set()
+        for ref in target.discover(site):
+            if self._store.get(ref.id) is not None:
+                continue
+            status = target.status(ref)
+            if status.state.terminal:
+                continue
+            told.add(ref.id)
+            recorded = {}
+            with contextlib.suppress(LaunchError):
+                recorded = dict(target.recorded(ref))
+            yield Orphan(
+                backend=name, id=ref.id, what=f"job, {status.state}", since=status.started,
+                hourly=Decimal(recorded["hourly"]) if recorded.get("hourly") else None,
+                stop=f"launch list --discover, then launch cancel {ref.id}",
+            )  # fmt: skip
+        for machine in target.machines(site) if isinstance(target, ListsMachines) else ():
+            owner = self._store.get(machine.name)
+            if machine.name not in told and (owner is None or owner.over):
+                yield Orphan(
+                    backend=name, id=machine.name, what=machine.what, since=machine.since, stop=machine.stop,
+                    hourly=None if machine.hourly is None else Decimal(str(machine.hourly)),
+                )  # fmt: skip
+
+    def is_set_up(self, name: str) -> bool:
+        """Does the user's configuration have every fact that this backend must be told?"""
         target, site = self._backend(name), self._site(name)
         return all(site.get(fact.name) for fact in target.facts if fact.required)
 
     def _known_to(self, name: str) -> Iterable[JobRecord]:
         target = self._backend(name)
-        if not self._is_set_up(name):
+        if not self.is_set_up(name):
             raise ConfigError(f"backend {name} is not set up", f"launch setup {name}")
         for ref in target.discover(self._site(name)):
             # A job whose own record is damaged is left out.

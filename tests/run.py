@@ -17,6 +17,7 @@ from backends.local.environment import TrainingEnvironment
 from backends.skypilot.environment import SkyPilotEnvironment
 from launcher.home import cache
 from tests.emulators.sagemaker import clients
+from tests.emulators.slurm import cluster, packages
 from tests.images import PACKAGES, make_image
 from train_entry.embedded import MODELS
 
@@ -35,7 +36,9 @@ def main(arguments: list[str]) -> int:
         return _inside(*arguments[1:3], arguments[3:])
     python = TrainingEnvironment(cache()).make(_tell)
     if os.name != "nt":  # SkyPilot has no Windows version; the tests that need it are skipped and say so
-        SkyPilotEnvironment(cache()).make(_tell)
+        sky = SkyPilotEnvironment(cache()).make(_tell)
+        if cluster.lacking() is None:
+            packages.build(sky, _tell)
     for vendor in PACKAGES:
         make_image(vendor, python)
     if clients.wanted(arguments):

@@ -14,31 +14,16 @@ from typing import Any
 from backends import container
 from backends.base import Bundle, Capabilities, Fact, Plan, Problem, Progress, Site
 from backends.capabilities import refuse_unsupported
-from backends.planning import PlansOnly
-from backends.skypilot import machines, places
-from backends.skypilot.environment import SkyPilotEnvironment
+from backends.skypilot import checks, machines, node, places
+from backends.skypilot.jobs import SkyPilotJobs
 from cost.offers import Offer
 from cost.prices.markets import SKYPILOT_CLOUDS
 from launcher.errors import BackendNotInstalledError, ConfigError, UnsupportedError
-from launcher.home import cache
 from launcher.spec import JobSpec, Resources
 
-PYTHON = '"$HOME/launch-env-$(hostname)/bin/python"'
-"""One environment a node: on Slurm every node has the same home folder."""
-IMAGE_PYTHON = '"$(command -v python3 || command -v python)"'
-KILL_AFTER_S = 300
 IDLE_MINUTES = 5
 NOT_INSTALLED = "SkyPilot is not installed: it lives in an environment of its own"
 INSTALL = "launch setup skypilot --install"
-SETUP = """\
-set -e
-folder="$HOME/launch-env-$(hostname)"
-uv="$HOME/.local/bin/uv"
-[ -x "$folder/bin/python" ] || "$uv" venv --seed --python 3.11 "$folder"
-"$uv" pip install --python "$folder/bin/python" -r {inputs}/code/train_entry/requirements.txt
-"""
-"""uv is where SkyPilot puts it on every machine (SKY_UV_INSTALL_DIR in sky/skylet/constants.py)."""
-
 LAUNCH_NAMES = (
     "JOB_ID",
     "INPUT_DIR",
@@ -66,11 +51,11 @@ OURS = frozenset(
 the bill."""
 
 
-class SkyPilotBackend(PlansOnly):
+class SkyPilotBackend(SkyPilotJobs):
     """Any GPU cloud, Kubernetes or Slurm, through SkyPilot."""
 
     name = "skypilot"
-    capabilities = Capabilities(spot=True, multi_node=True, dry_run=True, fallback=True, submits=False)
+    capabilities = Capabilities(spot=True, multi_node=True, dry_run=True, fallback=True, poll_s=5.0)
     facts = (
         Fact(
             name="store",
@@ -87,21 +72,10 @@ class SkyPilotBackend(PlansOnly):
         ),
     )
 
-    def __init__(self, home: Path) -> None:
-        super().__init__(home)
-        self._environment = SkyPilotEnvironment(cache())
-
     def check(self, site: Site, plan: Plan | None = None) -> list[Problem]:
-        problems = super().check(site, plan)
         if not self._environment.ready():
-            problems.append(
-                Problem(
-                    what="SkyPilot's own environment is not built: requests are not checked",
-                    fix=INSTALL,
-                    fatal=False,
-                )
-            )
-        return problems
+            return [Problem(what=NOT_INSTALLED, fix=INSTALL)]
+        return checks.problems(self._service, site, plan)
 
     def install(self, progress: Progress) -> Path:
         """Build SkyPilot's own environment if need be; its interpreter. Raises BackendError."""
@@ -129,7 +103,7 @@ class SkyPilotBackend(PlansOnly):
         store = places.store(site)
         mounts, uris = places.file_mounts(job, store, bundle.sha256)
         container.refuse_offline_downloads(job, uris | container.model_in_bundle(bundle))
-        inputs = store.inputs(bundle.sha256)
+        inputs, home = store.inputs(bundle.sha256), store.of_job(token, "").rstrip("/")
         env = container.launch_env(
             job, token, inputs=inputs, outputs=store.of_job(token, "output"),
             checkpoints=store.of_job(lineage, "checkpoints"), model_cache=store.of_job(lineage, "model"),
@@ -141,12 +115,12 @@ class SkyPilotBackend(PlansOnly):
             "num_nodes": job.resources.nodes,
             "resources": _resources(job, offer, where, managed),
             "envs": env,
-            "run": _run(job, inputs),
+            "run": node.run(home, inputs, container.hard_stop_s(job), image=job.resources.image is not None),
         }
         if mounts:
             task["file_mounts"] = mounts
         if job.resources.image is None:
-            task["setup"] = SETUP.format(inputs=inputs)
+            task["setup"] = node.setup(home, inputs)
         if job.secrets:
             task["secrets"] = dict.fromkeys(job.secrets)
         if job.resources.max_wait_hours is not None:
@@ -244,16 +218,6 @@ def _resources(job: JobSpec, offer: Offer, where: places.Infra, managed: bool) -
     if not managed:  # a controller takes its machines down by itself
         found["autostop"] = {"idle_minutes": IDLE_MINUTES, "down": True}
     return found
-
-
-def _run(job: JobSpec, inputs: str) -> str:
-    """`timeout` passes SIGTERM on; --foreground keeps the job in the group that SkyPilot signals."""
-    python = PYTHON if job.resources.image is None else IMAGE_PYTHON
-    return (
-        f"export PYTHONPATH={inputs}/code PYTHONDONTWRITEBYTECODE=1\n"
-        f"exec timeout --foreground --preserve-status --signal=TERM --kill-after={KILL_AFTER_S} "
-        f"{container.hard_stop_s(job)} \\\n  {python} -m train_entry\n"
-    )
 
 
 def _image_in_words(job: JobSpec) -> str:

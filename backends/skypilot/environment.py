@@ -24,6 +24,8 @@ HERE = Path(__file__).parent
 WORKER = HERE / "worker.py"
 REQUIREMENTS = HERE / "requirements.txt"
 CALL_TIMEOUT_S = 180
+VERSION = 1
+"""Of the lines that go to and from worker.py."""
 FIX = "launch setup skypilot --install"
 
 
@@ -84,7 +86,7 @@ class SkyPilotEnvironment:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
         env.pop("PYTHONPATH", None)
-        line = json.dumps({"op": op, "argument": argument}) + "\n"
+        line = json.dumps({"version": VERSION, "op": op, "argument": argument}) + "\n"
         try:
             done = subprocess.run(
                 [self.python(), WORKER], input=line, env=env, cwd=home, capture_output=True, text=True,

@@ -51,7 +51,12 @@ class Infra:
 
 def infra(job: JobSpec, site: Site) -> Infra:
     """The account's infra, in the job's region; a region may also be a whole infra (gcp/us-central1)."""
-    text, region = site.get("infra"), job.resources.region
+    return infra_of(job.resources.region, site)
+
+
+def infra_of(region: str | None, site: Site) -> Infra:
+    """The account's infra in `region`."""
+    text = site.get("infra")
     if region is not None:
         if region.partition("/")[0].casefold() in CLOUDS:
             text = region

@@ -2,7 +2,8 @@
 
 {"op": "validate", "argument": {"task": {...}, "managed": bool}} -> {"result": {"problems": [{field, message}]}}
 {"op": "prices", "argument": {"clouds": [...]}} -> {"result": {"rows": [InstanceTypeInfo], "failed": {cloud: why}}}
-{"error": "..."} answers what could not be done. Imports sky and the standard library, nothing of the launcher.
+What a job's life needs is in life.py. {"error": "...", "type": "ValueError"} answers what could not be done. A
+request of another "version" is refused. Imports sky and the standard library, nothing of the launcher.
 """
 
 from __future__ import annotations
@@ -154,18 +155,27 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-OPS: dict[str, Callable[[Mapping[str, Any]], Any]] = {"validate": validate, "prices": prices}
+VERSION = 1
+
+
+def _ops() -> dict[str, Callable[[Mapping[str, Any]], Any]]:
+    import life  # type: ignore[import-not-found] # beside this script, which is not run as a part of a package
+
+    return {"validate": validate, "prices": prices, **life.OPS}
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what SkyPilot prints is no answer
+    ops = _ops()
     for line in sys.stdin:
         try:
             asked = json.loads(line)
-            answer: dict[str, Any] = {"result": OPS[asked["op"]](asked["argument"])}
+            if asked.get("version") != VERSION:
+                raise ValueError(f"this worker speaks version {VERSION}, not {asked.get('version')}")
+            answer: dict[str, Any] = {"result": ops[asked["op"]](asked["argument"])}
         except Exception as exc:  # noqa: BLE001 - the launcher shows it
-            answer = {"error": _one_line(f"{type(exc).__name__}: {exc}")}
+            answer = {"error": _one_line(f"{type(exc).__name__}: {exc}"), "type": type(exc).__name__}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -8,7 +8,7 @@ from launcher.commands import options
 
 
 @click.command("doctor")
-@click.option("--fix", is_flag=True, help="Build the training environment if it is missing or broken.")
+@click.option("--fix", is_flag=True, help="Build what is missing: the training environment, SkyPilot's.")
 @options.as_json
 def command(fix: bool, as_json: bool) -> None:
     """Check this machine and every backend; each problem with its fix. Exit code 1 when something is wrong."""
@@ -20,7 +20,7 @@ def command(fix: bool, as_json: bool) -> None:
     client = options.make_client()
     if fix:
         console = screen.err()
-        client.here().prepare(screen.ProgressLines(console))
+        client.repair(screen.ProgressLines(console))
     found = client.check_backends()
     wrong = [(name, p) for name, _, problems in found for p in problems]
     machine = {

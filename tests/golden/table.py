@@ -21,6 +21,11 @@ The whole requests stand in `tests/golden/`.
 
 `backend` chooses the column. `local` runs the same bundle as a process: resources that it can't offer are
 refused by name.
+
+What of `skypilot` is shown by requests alone, as no real cloud takes part in the tests: buckets as store (this
+version sends no such job), spot machines, images, disks, what a cloud bills. Autostop was seen to take a cluster
+down on Slurm, on no cloud. On a real Slurm cluster (`tests/emulators/slurm`) jobs run, fail, are cancelled and
+fetched, a managed job goes on when its allocation is killed, and no machine stays.
 """
 
 

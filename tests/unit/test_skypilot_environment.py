@@ -105,7 +105,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, str], str]] = [
 def answers(python: Path, home: Path, requests: list[Any]) -> list[list[str]]:
     """The problems of each request, from one process of the worker: starting SkyPilot takes seconds."""
     facts = SkyPilotBackend(home).facts
-    lines = [json.dumps({"op": "validate", "argument": with_examples(r, facts)}) for r in requests]
+    lines = [json.dumps({"version": 1, "op": "validate", "argument": with_examples(r, facts)}) for r in requests]
     done = subprocess.run(
         [python, environment.WORKER], input="\n".join(lines), env={**os.environ, "HOME": str(home)},
         capture_output=True, text=True, timeout=120, check=True,

@@ -1,0 +1,68 @@
+"""Where a job stands, by what its nodes have marked and what SkyPilot says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from backends.base import JobState, JobStatus
+from backends.skypilot.seen import Seen
+
+PREEMPTED = 143
+"""Exit status of a job that has checkpointed and stopped (train_entry)."""
+QUIET_S = 60
+"""After so long without a word SkyPilot is asked whether the machines are still there; it takes seconds."""
+THROWN_BACK = ("recovering", "launching", "waiting")
+GONE = ("none", "over", "failed")
+STOPPED_ITSELF = "stopped before it was done (a signal or its time limit); launch resume goes on"
+
+
+def told(seen: Seen) -> JobState | None:
+    """How it ended, where the marks alone say that."""
+    if seen.end is None:
+        return None
+    code = seen.end[1]
+    if code == 0:
+        return JobState.SUCCEEDED
+    if "cancel" in seen.has:
+        return JobState.CANCELLED
+    # A managed job that lost its machine is asked to stop like one that reached its limit: SkyPilot knows which.
+    return None if code == PREEMPTED and seen.managed else JobState.FAILED
+
+
+def is_to_be_asked(seen: Seen) -> bool:
+    """Can't the marks be believed without SkyPilot's word?"""
+    return seen.managed or not seen.starts or (seen.quiet_s or 0) >= QUIET_S
+
+
+def status_of(seen: Seen, said: Mapping[str, Any]) -> JobStatus:
+    """Of a job whose marks don't say that it is over; `said`: SkyPilot's `look`, empty when it was not asked."""
+    phase = said.get("phase")
+    first = moment(seen.starts[0]) if seen.starts else None
+    if phase in GONE:
+        return _gone(seen, said, first)
+    if not seen.starts:
+        waits = phase == "waiting" and not seen.logs
+        detail = "set-up" if seen.logs else said.get("detail") or "launching"
+        return JobStatus(state=JobState.QUEUED if waits else JobState.STARTING, detail=detail)
+    if phase in THROWN_BACK and len(seen.starts) <= said["recoveries"] + 1:
+        detail = "interrupted; SkyPilot starts it again"
+        return JobStatus(state=JobState.STARTING, detail=detail, started=first, interruptions=len(seen.starts))
+    return JobStatus(state=JobState.RUNNING, detail="running", started=first, interruptions=len(seen.starts) - 1)
+
+
+def _gone(seen: Seen, said: Mapping[str, Any], first: datetime | None) -> JobStatus:
+    """SkyPilot has no machines for it any more, or its job there is over."""
+    cancelled = "cancel" in seen.has
+    stopped = seen.end is not None and seen.end[1] == PREEMPTED
+    reason = STOPPED_ITSELF if stopped else said.get("reason") or "its machines are gone"
+    return JobStatus(
+        state=JobState.CANCELLED if cancelled else JobState.FAILED,
+        reason="cancelled" if cancelled else reason,
+        started=first, ended=datetime.now(UTC), interruptions=max(0, len(seen.starts) - 1),
+    )  # fmt: skip
+
+
+def moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
