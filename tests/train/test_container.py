@@ -39,6 +39,7 @@ FIELDS = {
         "step_s",
         "peak_gib",
     },
+    "packing": {"kind", "why", "micro", "passes"},
     "eval_loss": {"step", "loss"},
     "eval": {"which", "metrics"},
     "checkpoint": {"step", "path"},
