@@ -129,7 +129,6 @@ class Capabilities:
     secrets: bool = True
     image: bool = True
     offline: bool = True
-    submits: bool = True
     poll_s: float = 0.5
     """How long a follower waits between two looks at the job."""
     drain_s: float = 0.0
@@ -342,6 +341,14 @@ class ListsPrices(Protocol):
 
         Raises BackendNotInstalledError or BackendError.
         """
+
+
+@runtime_checkable
+class RunsInSomePlaces(Protocol):
+    """Optional: a backend that renders requests for more places than this version runs jobs in."""
+
+    def obstacle(self, region: str | None, site: Site) -> str | None:
+        """Why no job can run in `region`; None where jobs can."""
 
 
 @dataclass(frozen=True, kw_only=True)

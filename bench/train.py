@@ -113,8 +113,9 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
     from train_entry.config import read_job
     from train_entry.data import judged_rows, load_dataset
     from train_entry.evaluate import judge
-    from train_entry.loop import peak_gib, trainer_config
+    from train_entry.loop import peak_gib
     from train_entry.models import load_base, load_tokenizer, with_tuning
+    from train_entry.trainers import trainer_config
 
     torch.set_num_threads(asked.threads)
     device = "cuda:0" if torch.cuda.is_available() else "cpu"
@@ -156,8 +157,8 @@ def _trainer(
     from trl import SFTConfig, SFTTrainer
 
     from train_entry.adapters import CastLinear
-    from train_entry.loop import make_trainer
     from train_entry.packing import as_tokens
+    from train_entry.trainers import make_trainer
 
     if engine != "ours":
         for module in model.modules():

@@ -29,7 +29,7 @@ class Candidate:
 
     offer: Offer
     can_run: bool = True
-    """False for a backend that only plans."""
+    """False where the backend only plans."""
     first: bool = True
     """Is it the machine that its backend takes first for this GPU and this number of them?"""
 

@@ -24,7 +24,7 @@ PROCESSOR = Gpu(
 )  # fmt: skip
 """100 GFLOP/s and 20 GB/s: round figures of the right size, for only ratios to them count."""
 MICRO_BATCH = 8
-"""Rows a pass on a processor when the job names none (train_entry/loop.py, CPU_MICRO_BATCH)."""
+"""Rows a pass on a processor when the job names none (train_entry/trainers.py, CPU_MICRO_BATCH)."""
 OTHER_SHAPE = 0.20
 """By how much more another model or other rows may differ from the measured job than on a GPU, as a share."""
 

@@ -14,7 +14,7 @@ from launcher.spec import JobSpec
 from train_entry.config import Tuning
 
 MICRO_BATCH = 4
-"""Rows a forward pass on a GPU when the job names none (train_entry/loop.py, GPU_MICRO_BATCH)."""
+"""Rows a forward pass on a GPU when the job names none (train_entry/trainers.py, GPU_MICRO_BATCH)."""
 
 NF4_BYTES = 0.5 + 4 / 64
 """Bytes a weight: 4 bits, and an fp32 scale for each block of 64 (QLoRA, https://arxiv.org/abs/2305.14314)."""

@@ -25,6 +25,7 @@ from backends.base import (
     Progress,
     Rehearsable,
     RunsHere,
+    RunsInSomePlaces,
     Site,
 )
 from backends.registry import BUILTIN
@@ -53,9 +54,10 @@ from launcher.planning import (
     render,
     with_dry_run,
 )
+from launcher.readiness import readiness
 from launcher.rehearsal import Rehearsed, rehearse
 from launcher.resuming import Resuming, most_resubmits
-from launcher.site import how_to_set, load_site
+from launcher.site import load_site
 from launcher.spec import JobSpec
 from launcher.store import SUBMITTING, JobRecord, Store
 
@@ -110,21 +112,22 @@ class Client:
             plan=plan, data=report, choice=choice, unchecked=check(target, plan), resumes=old, changed=changed
         )
 
-    def can_submit(self, backend: str) -> bool:
-        """False for a backend that only plans in this version."""
-        return self._backend(backend).capabilities.submits
+    def obstacle(self, plan: Plan) -> str | None:
+        """Why this version shows the plan's request and can't send it; None when it can."""
+        target, region = self._backend(plan.offer.backend), plan.job.resources.region
+        return target.obstacle(region, plan.site) if isinstance(target, RunsInSomePlaces) else None
 
     def explain(self, plan: Plan) -> Sequence[tuple[str, str]]:
         """The backend's own account of the request, for a person."""
         return self._backend(plan.offer.backend).explain(plan)
 
     def refuse_unready(self, plan: Plan) -> None:
-        """Raise LaunchError when the plan can't be submitted: unset facts, a missing extra, a planning backend."""
+        """Raise LaunchError when the plan can't be submitted: unset facts, a missing extra, no jobs there."""
         target = self._backend(plan.offer.backend)
-        if not target.capabilities.submits:
+        if why := self.obstacle(plan):
             raise UnsupportedError(
-                f"backend {target.name}: this version shows the exact request and can't submit it",
-                f"launch plan --backend {target.name} prints it; launch run --backend local trains here",
+                f"backend {target.name}: {why}",
+                f"launch plan --backend {target.name} prints the request; --backend local trains here",
             )
         refuse_unset_facts(plan)
         target.validate(plan.request)
@@ -319,15 +322,7 @@ class Client:
 
     def check_backends(self) -> list[tuple[str, str, list[Problem]]]:
         """(name, what it is, problems) of every backend that is known here."""
-        found = []
-        for name in registry.names():
-            summary = BUILTIN[name].summary if name in BUILTIN else "installed plugin"
-            try:
-                problems = self._check(self._backend(name))
-            except LaunchError as exc:
-                problems = [Problem(what=exc.message, fix=exc.hint or "launch doctor --debug", fatal=False)]
-            found.append((name, summary, problems))
-        return found
+        return readiness(self._backend)
 
     def repair(self, progress: Progress) -> None:
         """Build what is missing here: the training environment, and that of each vendor which is set up."""
@@ -351,16 +346,6 @@ class Client:
 
     def _site(self, backend: str) -> Site:
         return load_site(backend, self._backend(backend).facts)
-
-    def _check(self, target: Backend) -> list[Problem]:
-        """What the backend itself finds, and the facts that it has not been told."""
-        site = self._site(target.name)
-        unset = [fact.name for fact in target.facts if fact.required and not site.get(fact.name)]
-        problems = []
-        if unset:
-            what = f"not set up: {', '.join(unset)}"
-            problems.append(Problem(what=what, fix=how_to_set(target.name, unset)))
-        return [*problems, *target.check(site)]
 
     def _look_up(self, key: str | None) -> JobRecord:
         self._discovery.rebuild_if_lost()

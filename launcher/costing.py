@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backends import registry
-from backends.base import Backend
+from backends.base import Backend, RunsInSomePlaces, Site
 from cost.estimate import Calibrations, Estimator
 from cost.gpus import find_gpu
 from cost.model_files import find_files
@@ -137,9 +137,13 @@ def candidates_of(target: Backend, job: JobSpec, estimator: Estimator, apart: bo
         placed = replace(offer, region=offer.region or (place if can.regions else None))
         for one in by_clouds(estimator, placed) if apart else [placed]:
             key = (one.gpu, one.region)
-            found.append(Candidate(offer=one, can_run=can.submits, first=key not in seen))
+            found.append(Candidate(offer=one, can_run=_runs(target, one.region, site), first=key not in seen))
             seen.add(key)
     return found
+
+
+def _runs(target: Backend, region: str | None, site: Site) -> bool:
+    return not isinstance(target, RunsInSomePlaces) or target.obstacle(region, site) is None
 
 
 def _every(home: Path) -> Iterator[Backend | tuple[str, str]]:

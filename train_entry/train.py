@@ -152,11 +152,11 @@ def context(outputs: Path, checkpoints: Path) -> Context:
 
 def _run(at: Context) -> int:
     """All phases. Raises Stopped outside of training."""
-    from train_entry import loop
+    from train_entry import loop, trainers
     from train_entry.models import load_base, load_tokenizer, with_tuning
 
     most = memory.most_rows(at.checkpoints, at.device)
-    config = loop.trainer_config(at.job, at.work, at.device, at.world, most)
+    config = trainers.trainer_config(at.job, at.work, at.device, at.world, most)
     at.emit("phase", name="data")
     # Rank 0 fetches and converts, then one rank on each other node; the rest read what they left.
     turn = 0 if at.first else 1 if at.leader else 2
@@ -236,7 +236,7 @@ def _train(
     found: Checkpoint | None,
 ) -> JobCallback:  # fmt: skip
     """Train from the beginning or from `found`; the model then has the result's weights."""
-    from train_entry import loop
+    from train_entry import loop, trainers
     from train_entry.divergence import rows_in
 
     progress = loop.Progress(**found.notes) if found else loop.Progress()
@@ -257,11 +257,11 @@ def _train(
         callback.resumed_step, callback.changed = found.step, bool(found.changed)
     if not progress.finished:
         at.emit("phase", name="train")
-        packing = loop.packing_of(
+        packing = trainers.packing_of(
             model, tokenizer, config, at.job, data.train, memory.most_rows(at.checkpoints, at.device)
         )
         at.emit("packing", **dataclasses.asdict(packing))
-        trainer = loop.make_trainer(model, tokenizer, config, at.job, data.train, packing)
+        trainer = trainers.make_trainer(model, tokenizer, config, at.job, data.train, packing)
         trainer.add_callback(callback)
         callback.prefixes = packing.kind == "prefix"
         callback.plan_evaluations(len(trainer.get_train_dataloader()), packing.passes)

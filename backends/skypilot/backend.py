@@ -151,6 +151,13 @@ class SkyPilotBackend(SkyPilotJobs):
                 problems=lines[1:],
             )
 
+    def obstacle(self, region: str | None, site: Site) -> str | None:
+        where = places.infra_of(region, site)
+        if where.own:
+            return None
+        cloud = where.cloud or "whichever cloud SkyPilot takes"
+        return f"this version runs jobs where nodes share a path (Slurm, Kubernetes), and not yet on {cloud}"
+
     def explain(self, plan: Plan) -> Sequence[tuple[str, str]]:
         task = plan.request["task"]
         env, resources = task["envs"], task["resources"]

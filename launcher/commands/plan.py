@@ -81,7 +81,9 @@ def _show(client: Client, planned: Planned, job_file: Path) -> None:
     if unset := _unset(planned):
         console.print(f"not set yet: {', '.join(unset)}", style="yellow")
         console.print(f"  {how_to_set(name, unset)}", soft_wrap=True)
-    elif client.can_submit(name):
+    elif why := client.obstacle(planned.plan):
+        console.print(f"not sent by this version: {why}", style="yellow")
+    else:
         console.print(f"the job is good: launch run{where} starts it", style="green", soft_wrap=True)
     console.print(f"the request itself: launch plan{where} --json", style="dim", soft_wrap=True)
 

@@ -15,8 +15,9 @@ from test_tokens import dataset, parsed
 
 from train_entry.config import TrainJob
 from train_entry.data import Example, label_ids
-from train_entry.loop import held_out_loss, make_trainer, micro_batches, trainer_config
+from train_entry.loop import held_out_loss
 from train_entry.models import load_base, load_tokenizer, with_tuning
+from train_entry.trainers import make_trainer, micro_batches, trainer_config
 
 NO_DROPOUT = {"dropout": 0.0}
 

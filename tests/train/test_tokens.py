@@ -11,8 +11,8 @@ import tiny
 from train_entry.config import TrainJob, _build
 from train_entry.data import completion_ids, label_ids, load_dataset
 from train_entry.failure import JobError
-from train_entry.loop import pad_left
 from train_entry.models import load_tokenizer
+from train_entry.trainers import pad_left
 
 
 def parsed(folder: Path, /, **sections: Any) -> TrainJob:

@@ -11,8 +11,9 @@ from test_tokens import dataset, parsed
 
 from train_entry.config import TrainJob, _build
 from train_entry.failure import JobError
-from train_entry.loop import load_result, make_trainer, trainer_config
+from train_entry.loop import load_result
 from train_entry.models import load_base, load_tokenizer, with_tuning
+from train_entry.trainers import make_trainer, trainer_config
 
 
 def bare(folder, **sections):

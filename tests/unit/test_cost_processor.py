@@ -31,7 +31,7 @@ def hours(factor: float) -> Hours:
 
 
 def test_rows_a_pass_are_those_of_train_entry() -> None:
-    tree = ast.parse((Path(__file__).parents[2] / "train_entry/loop.py").read_text(encoding="utf-8"))
+    tree = ast.parse((Path(__file__).parents[2] / "train_entry/trainers.py").read_text(encoding="utf-8"))
     [values] = [
         node.value for node in tree.body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "(CPU_MICRO_BATCH, GPU_MICRO_BATCH)"

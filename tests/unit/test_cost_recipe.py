@@ -44,7 +44,7 @@ def made(rows: Rows = ROWS, gpus: int = 1, nodes: int = 1, **fields: Any) -> Rec
 
 
 def test_the_default_micro_batch_is_train_entrys() -> None:
-    source = Path("train_entry/loop.py").read_text(encoding="utf-8")
+    source = Path("train_entry/trainers.py").read_text(encoding="utf-8")
     assigned = [node for node in ast.parse(source).body if isinstance(node, ast.Assign)]
     found = [node.value for node in assigned if "GPU_MICRO_BATCH" in ast.unparse(node.targets[0])]
     assert [ast.literal_eval(value)[1] for value in found] == [MICRO_BATCH]
