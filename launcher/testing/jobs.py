@@ -124,7 +124,7 @@ class ContractJobs:
             {
                 "name": name, "model": self.model, "task": "classification", "data": {"train": "train.jsonl"},
                 "tuning": {"kind": "lora", "r": 2}, "train": {"batch_size": 4, **train}, "eval": judge,
-                "secrets": [self.secret], "env": {"COLOUR": "blue"},
+                "secrets": [self.secret], "env": {"COLOUR": "blue", "LAUNCH_THREADS": "1"},
             }
         )  # fmt: skip
 

@@ -23,7 +23,7 @@ QUICK = ("--set", "eval.baseline=false", "--set", "eval.tuned=false")
 REAL = (
     "train.max_steps=4", "train.checkpoint_steps=1", "train.batch_size=1", "train.early_stopping=null",
     "data.eval=null", "data.eval_fraction=0.02", "eval.max_rows=2", "eval.generation=false", "resources.spot=true",
-    "resources.max_hours=1", "env.PIP_NO_INDEX='1'",
+    "resources.max_hours=1", "env.PIP_NO_INDEX='1'", "env.LAUNCH_THREADS='1'", "eval.general=false",
 )  # fmt: skip
 """Of the template's job: a step a row, and no more judging than shows both models judged."""
 
@@ -132,8 +132,7 @@ class CloudCases:
     def test_eight_jobs_at_once_are_eight_jobs(self, anna: CloudLaptop, tiny_model: Path) -> None:
         write_job(anna.folder, tiny_model, **SHORT)
         before = set(anna.jobs_there())
-        one_thread = ("--set", "env.LAUNCH_THREADS='1'")
-        args = ("run", "--backend", anna.backend, "--yes", "--json", "--detach", *QUICK, *one_thread)
+        args = ("run", "--backend", anna.backend, "--yes", "--json", "--detach", *QUICK)
         launchers = [anna.start(*args) for _ in range(8)]
         said = [launcher.communicate(timeout=300)[0] for launcher in launchers]
         assert [launcher.returncode for launcher in launchers] == [0] * 8

@@ -31,6 +31,8 @@ def write_job(folder: Path, model: Path, **train: object) -> Path:
         f"name: tiny\nmodel: {json.dumps(str(model))}\ntask: classification\n"
         f"data: {{train: train.jsonl, eval: eval.jsonl}}\ntuning: {{kind: lora, r: 4}}\n"
         f"train:\n{lines}eval: {{generation: false}}\n"
+        # Jobs share the cores; threads that wait for each other take many times as long.
+        'env: {LAUNCH_THREADS: "1"}\n'
     )
     return folder / "launch.yaml"
 

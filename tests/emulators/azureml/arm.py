@@ -36,6 +36,7 @@ SERVICE = f"https://{REGION}.api.azureml.ms"
 PAGE = 3
 SIZES = {
     "Standard_NC8as_T4_v3": ("standardNCASv3_T4Family", 8, True),
+    "Standard_NV36ads_A10_v5": ("StandardNVADSA10v5Family", 36, True),
     "Standard_NC24ads_A100_v4": ("standardNCADSA100v4Family", 24, True),
     "Standard_NC48ads_A100_v4": ("standardNCADSA100v4Family", 48, False),
 }
