@@ -12,6 +12,7 @@ import shutil
 from email.utils import formatdate
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+from uuid import uuid4
 from xml.sax.saxutils import escape
 
 from tests.emulators.azureml.wire import Answer, Request
@@ -96,7 +97,7 @@ def _write(world: World, request: Request, name: str, path: Path) -> Answer:
     if request.headers.get("if-none-match") == "*" and path.exists():
         return _error(409, "BlobAlreadyExists")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.upload")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.upload")  # a writer each: several come at once
     if name == "CopyBlob":
         return _copy(world, request, path)
     if name == "PutBlocklist":
