@@ -39,6 +39,7 @@ def anna(another: Callable[[str], AbstractContextManager[Laptop]]) -> Iterator[L
 
 class TestSageMaker(CloudCases):
     planned = "spot"
+    at_once = 8
     create = "CreateTrainingJob"
     upload = "s3:PutObject"
     busy = (
