@@ -136,8 +136,7 @@ def test_cost_knows_no_backend_and_of_the_launcher_only_spec_and_errors() -> Non
 def test_a_backend_knows_neither_another_backend_nor_the_client() -> None:
     allowed = ("launcher.spec", "launcher.errors", "launcher.home", "cost", *FROM_TRAIN_ENTRY)
     common = tuple(
-        f"backends.{n}"
-        for n in ("base", "registry", "capabilities", "container", "files", "gpus", "planning", "storage")
+        f"backends.{n}" for n in ("base", "registry", "capabilities", "container", "files", "gpus", "storage")
     )
     for found in of("backends"):
         if found.target.split(".")[0] not in PACKAGES:
