@@ -159,8 +159,8 @@ class Observer:
         if (status := look.status) is not None:
             self._store.update(
                 record.id, state=status.state, reason=status.reason, started=status.started, ended=status.ended,
-                interruptions=status.interruptions, folder=_local_path(status.url), url=status.url,
-                billable_s=status.billable_s, machine=status.machine,
+                interruptions=max(record.interruptions, status.interruptions), folder=_local_path(status.url),
+                url=status.url, billable_s=status.billable_s, machine=status.machine,
             )  # fmt: skip
             if status.state.terminal and look.trouble is None:
                 look.drained = self._is_drained(record.id, status, target.capabilities.drain_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import time
 from base64 import b64encode
@@ -17,7 +18,7 @@ from backends.vertex import logs
 from backends.vertex.checks import PARENT, parsed
 from backends.vertex.google import CALL_S, Google, is_passing, patience
 from backends.vertex.places import JOB_LABEL, LINEAGE_LABEL
-from backends.vertex.states import state_of, status_of
+from backends.vertex.states import state_of, status_of, was_thrown_back
 from backends.vertex.storage import Storage
 from launcher.errors import BackendError, ConfigError, JobNotFoundError, LaunchError
 from train_entry.failure import FAILURE
@@ -41,6 +42,7 @@ class VertexJobs:
         self._names: dict[JobRef, str] = {}
         self._made: dict[JobRef, tuple[str, datetime]] = {}
         self._starts: dict[JobRef, tuple[int, int]] = {}
+        self._interruptions: dict[JobRef, int] = {}
 
     def stage(self, plan: Plan, progress: Progress) -> None:
         google = self._google(scope_of(plan.request["parent"]))
@@ -73,7 +75,12 @@ class VertexJobs:
         google, number = self._google(ref.scope), _number(job)
         url = CONSOLE.format(region=google.region, number=number, project=google.project)
         starts = self._count_starts(ref, job) if job.start_time is not None else 0
-        return status_of(job, url, starts, self._reason(ref, job))
+        if was_thrown_back(job):  # a start that was counted may have begun after the job was read
+            job = self._job(ref)
+        status = status_of(job, url, starts, self._reason(ref, job))
+        # The bucket may show a start later than Vertex does: what was once seen stays.
+        seen = self._interruptions[ref] = max(self._interruptions.get(ref, 0), status.interruptions)
+        return dataclasses.replace(status, interruptions=seen)
 
     def logs(self, ref: JobRef, cursor: str | None = None) -> Iterator[LogLine]:
         if ref not in self._made:

@@ -80,4 +80,6 @@ class _Cost(DefaultGroup):  # type: ignore[misc]
         self.format_commands(ctx, formatter)
 
 
-command: click.Group = _Cost("cost", default="preview", default_if_no_args=True, commands=[preview, accuracy])
+command: click.Group = _Cost(
+    "cost", help=preview.help, default="preview", default_if_no_args=True, commands=[preview, accuracy]
+)

@@ -218,13 +218,24 @@ def test_two_launchers_work_at_once(launch, start, tmp_path, tiny_model):
 def test_a_failed_job_says_why_and_how_to_go_on(launch, tmp_path, tiny_model):
     folder = tmp_path / "work"
     write_job(folder, tiny_model)
-    done = launch("run", "--set", "data.max_length=8", cwd=folder)
+    (folder / "scorer.py").write_text(
+        "def score(rows, answers):\n    raise ValueError('no truth stands in row 3')\n"
+    )
+    done = launch("run", "--set", "eval.scorer=scorer.py", cwd=folder)
     assert done.returncode == 1
-    assert "longer than data.max_length 8" in done.stderr
-    assert "train.jsonl:1" in done.stderr
+    assert "no truth stands in row 3" in done.stderr
     job = shown(launch)
     assert job["state"] == "FAILED"
     assert f"launch logs {job['id']}" in done.stderr
+
+
+def test_rows_that_are_too_long_are_named_before_a_job_starts(launch, tmp_path, tiny_model):
+    folder = tmp_path / "work"
+    write_job(folder, tiny_model)
+    done = launch("run", "--set", "data.max_length=8", cwd=folder)
+    assert done.returncode == 2
+    assert "train.jsonl:" in done.stderr and "set data.max_length: " in done.stderr
+    assert json.loads(launch("list", "--json").stdout) == []
 
 
 def test_secrets_reach_the_job_and_nothing_else(launch, home, tmp_path, tiny_model):

@@ -19,6 +19,8 @@ from train_entry.failure import JobError
 from train_entry.watchdog import patience_s
 
 MISHAPS = Path(__file__).parent / "mishaps"
+EVEN_ROWS = [{"instruction": f"my card was {n:02d} lost", "response": "billing"} for n in range(10, 34)]
+"""Rows of one length that begin alike: packed, two of them are 28 tokens and four are 46."""
 
 
 def with_mishap(**mishap: Any) -> dict[str, str]:
@@ -36,8 +38,8 @@ def short(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> tuple
     description = tiny.job_dict(
         model_folder, tuning={"dropout": 0.0}, train={"batch_size": 8, "micro_batch": 4, "epochs": 9.0}
     )
-    job = tiny.Job(tmp_path_factory.mktemp("short"), description, tiny.rows(24), tiny.rows(8, seed=1))
-    return job, *job.run(**with_mishap(kind="oom", rows=2))
+    job = tiny.Job(tmp_path_factory.mktemp("short"), description, EVEN_ROWS, tiny.rows(8, seed=1))
+    return job, *job.run(**with_mishap(kind="oom", tokens=36))
 
 
 def test_out_of_memory_halves_the_micro_batch_and_no_step_is_lost(short):
@@ -54,7 +56,9 @@ def test_out_of_memory_halves_the_micro_batch_and_no_step_is_lost(short):
 
 def test_the_batch_stays_as_it_was_when_the_micro_batch_is_halved(short, new_job, warm_starts):
     job = short[0]
-    plenty = new_job(tuning={"dropout": 0.0}, train={"batch_size": 8, "micro_batch": 4, "epochs": 9.0})
+    plenty = new_job(
+        rows=EVEN_ROWS, tuning={"dropout": 0.0}, train={"batch_size": 8, "micro_batch": 4, "epochs": 9.0}
+    )
     assert warm_starts.run(plenty)[0] == 0
     for with_less, with_all in zip(job.named("step"), plenty.named("step"), strict=True):
         assert with_less["loss"] == pytest.approx(with_all["loss"], rel=1e-4)

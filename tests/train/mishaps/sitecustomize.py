@@ -1,6 +1,6 @@
 """On a rank's path before everything else: its model fails or hangs in a real training step, as a device would.
 
-MISHAP is JSON: {"kind": "oom", "rows": most that fit} or {"kind": "hang", "rank": r, "step": s}.
+MISHAP is JSON: {"kind": "oom", "tokens": most that fit a forward pass} or {"kind": "hang", "rank": r, "step": s}.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def prepared(model):
         if not module.training:
             return
         seen += 1
-        if mishap["kind"] == "oom" and given["input_ids"].shape[0] > mishap["rows"] and seen > 2:
+        if mishap["kind"] == "oom" and given["input_ids"].numel() > mishap["tokens"] and seen > 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         if mishap["kind"] == "hang" and int(os.environ.get("RANK", "0")) == mishap["rank"] and seen > 3:
             time.sleep(600)
