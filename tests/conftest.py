@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -93,14 +93,17 @@ def sky_python() -> Path:
 
 
 @pytest.fixture(scope="session")
-def sagemaker_image(train_python: Path) -> Path:
-    """The interpreter of what plays AWS's training image."""
+def image(train_python: Path) -> Callable[[str], Path]:
+    """The interpreter of what plays this vendor's training image."""
     from tests.images import image_python
 
-    python = image_python("sagemaker", train_python)
-    if not python.exists():
-        pytest.skip("make test builds what plays AWS's training image")
-    return python
+    def found(vendor: str) -> Path:
+        python = image_python(vendor, train_python)
+        if not python.exists():
+            pytest.skip("make test builds what plays the vendors' training images")
+        return python
+
+    return found
 
 
 @pytest.fixture(scope="session")

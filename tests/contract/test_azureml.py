@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,10 @@ class TestAzureML(BackendContract):
 
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
-    def subscription(cls, train_python: Path) -> Iterator[None]:
+    def subscription(cls, image: Callable[[str], Path]) -> Iterator[None]:
         if problem := AzureMLEmulator.unavailable():
             pytest.skip(problem)
-        with AzureMLEmulator(train_python, grace_s=60.0) as azure, pytest.MonkeyPatch.context() as patch:
+        with AzureMLEmulator(image("azureml"), grace_s=60.0) as azure, pytest.MonkeyPatch.context() as patch:
             for name, value in azure.environment.items():
                 patch.setenv(name, value)
             cls.azure = azure

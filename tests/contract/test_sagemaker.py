@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ class TestSageMaker(BackendContract):
 
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
-    def account(cls, sagemaker_image: Path) -> Iterator[None]:
+    def account(cls, image: Callable[[str], Path]) -> Iterator[None]:
         if problem := SageMakerEmulator.unavailable():
             pytest.skip(problem)
-        with SageMakerEmulator(sagemaker_image, grace_s=60.0) as aws, pytest.MonkeyPatch.context() as patch:
+        with SageMakerEmulator(image("sagemaker"), grace_s=60.0) as aws, pytest.MonkeyPatch.context() as patch:
             for name, value in aws.environment.items():
                 patch.setenv(name, value)
             cls.aws, cls.role, cls.bucket = aws, aws.role(), aws.bucket()

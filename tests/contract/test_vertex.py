@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,11 @@ class TestVertex(BackendContract):
 
     @pytest.fixture(scope="class", autouse=True)
     @classmethod
-    def project(cls, train_python: Path) -> Iterator[None]:
+    def project(cls, image: Callable[[str], Path]) -> Iterator[None]:
         if problem := VertexEmulator.unavailable():
             pytest.skip(problem)
         with (
-            VertexEmulator(train_python, grace_s=60.0, worker_restarts=1, job_retries=1) as google,
+            VertexEmulator(image("vertex"), grace_s=60.0, worker_restarts=1, job_retries=1) as google,
             pytest.MonkeyPatch.context() as patch,
         ):
             for name, value in google.environment.items():

@@ -78,6 +78,7 @@ class CloudCases:
         planned = anna.launch("plan", "--backend", anna.backend, *args)
         assert planned.returncode == 0, planned.stderr
         assert self.planned in planned.stdout
+        anna.cloud.set(warm=False)
         anna.cloud.interrupt(after_line=STEP, count=2)
         done = anna.launch("run", "--backend", anna.backend, "--yes", "--json", *args, timeout=800)
         assert done.returncode == 0, done.stderr

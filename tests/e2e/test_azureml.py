@@ -24,10 +24,10 @@ SPOT = ("--set", "resources.spot=true")
 
 
 @pytest.fixture(scope="module")
-def azure(train_python: Path) -> Iterator[AzureMLEmulator]:
+def azure(image: Callable[[str], Path]) -> Iterator[AzureMLEmulator]:
     if problem := AzureMLEmulator.unavailable():
         pytest.skip(problem)
-    with AzureMLEmulator(train_python, grace_s=60.0) as made:
+    with AzureMLEmulator(image("azureml"), grace_s=60.0) as made:
         yield made
 
 

@@ -17,10 +17,10 @@ pytestmark = [pytest.mark.train, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def account(sagemaker_image: Path) -> Iterator[tuple[SageMakerEmulator, str, str]]:
+def account(image: Callable[[str], Path]) -> Iterator[tuple[SageMakerEmulator, str, str]]:
     if problem := SageMakerEmulator.unavailable():
         pytest.skip(problem)
-    with SageMakerEmulator(sagemaker_image, grace_s=60.0) as aws:
+    with SageMakerEmulator(image("sagemaker"), grace_s=60.0) as aws:
         yield aws, aws.role(), aws.bucket()
 
 

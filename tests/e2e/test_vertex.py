@@ -19,10 +19,10 @@ pytestmark = [pytest.mark.train, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def project(train_python: Path) -> Iterator[tuple[VertexEmulator, str, str]]:
+def project(image: Callable[[str], Path]) -> Iterator[tuple[VertexEmulator, str, str]]:
     if problem := VertexEmulator.unavailable():
         pytest.skip(problem)
-    with VertexEmulator(train_python, grace_s=60.0) as google:
+    with VertexEmulator(image("vertex"), grace_s=60.0) as google:
         yield google, google.account(), google.bucket()
 
 

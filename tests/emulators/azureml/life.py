@@ -241,6 +241,7 @@ class Life(threading.Thread):
             "AZUREML_RUN_ID": self.name, "MLFLOW_RUN_ID": self.name, "AZUREML_NODE_COUNT": str(nodes),
             "AZUREML_ARM_SUBSCRIPTION": SUBSCRIPTION, "AZUREML_ARM_RESOURCEGROUP": GROUP,
             "AZUREML_ARM_WORKSPACE_NAME": WORKSPACE,
+            **self.world.warm_starts.environment(self.settings.warm),
         }  # fmt: skip
         for name, path in folders.items():
             kind, _, own = name.partition(".")

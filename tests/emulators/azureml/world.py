@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.emulators.faults import FAULTS, Fault, Interruption
+from tests.emulators.warm import WarmStarts
 
 SUBSCRIPTION = "00000000-0000-0000-0000-000000000001"
 GROUP, WORKSPACE, REGION, ACCOUNT, VAULT = "fake-group", "fake-space", "eastus", "fakestore", "fakevault"
@@ -43,6 +44,8 @@ class Settings:
     folder: str
     python: str
     """The interpreter that images have."""
+    warm: bool = True
+    """Whether training processes start without their imports, where the image can (tests/emulators/warm.py)."""
     grace_s: float = 30
     """Between SIGTERM and SIGKILL. How long Azure ML gives is not documented."""
     pace_s: float = 0.05
@@ -71,6 +74,7 @@ class World:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._initial = copy.deepcopy(settings)
+        self.warm_starts = WarmStarts(settings.python, Path(settings.folder))
         self.port = 0
         self.authority = Path()
         self.lock = threading.RLock()

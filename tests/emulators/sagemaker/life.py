@@ -247,6 +247,7 @@ class Life(threading.Thread):
         env = {
             "TRAINING_JOB_NAME": job.name, "TRAINING_JOB_ARN": job.arn,
             "AWS_REGION": job.region, "AWS_DEFAULT_REGION": job.region,
+            **self.world.warm_starts.environment(self.settings.warm),
         }  # fmt: skip
         if not job.request.get("EnableNetworkIsolation"):
             url = f"http://127.0.0.1:{self.world.port}"

@@ -13,6 +13,7 @@ from typing import Any
 
 from tests.emulators.faults import FAULTS, Fault, Interruption
 from tests.emulators.sagemaker.job import TrainingJob
+from tests.emulators.warm import WarmStarts
 
 ACCOUNT = "123456789012"
 DEVELOPER = f"arn:aws:iam::{ACCOUNT}:user/developer"
@@ -26,6 +27,8 @@ class Settings:
     folder: str
     python: str
     """The interpreter that images have, unless `images` names another."""
+    warm: bool = True
+    """Whether training processes start without their imports, where the image can (tests/emulators/warm.py)."""
     images: dict[str, str | None] = field(default_factory=dict)
     """Pattern of TrainingImage -> its interpreter, or None: there is no such image."""
     quotas: dict[str, float] = field(default_factory=dict)
@@ -51,6 +54,7 @@ class World:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._initial = copy.deepcopy(settings)
+        self.warm_starts = WarmStarts(settings.python, Path(settings.folder))
         self.port = 0
         self.app: Any = None
         self.lock = threading.Lock()

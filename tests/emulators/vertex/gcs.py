@@ -35,7 +35,7 @@ class CloudStorage:
     def __init__(self, world: World) -> None:
         self.world = world
         self._uploads: dict[str, tuple[str, str, Path]] = {}
-        self._sums: dict[tuple[str, int], tuple[str, str]] = {}
+        self._sums: dict[tuple[str, int, int], tuple[str, str]] = {}
         self._temporary = world.folder / "uploads"
         self._temporary.mkdir(exist_ok=True)
 
@@ -140,11 +140,13 @@ class CloudStorage:
 
     def content(self, bucket: str, name: str, headers: Mapping[str, str]) -> Answer:
         file = self.there(bucket, name)
-        told, data = self.told(bucket, name), file.read_bytes()
+        # The job may write meanwhile: what is told is of the bytes that are sent.
+        generation, data = file.stat().st_mtime_ns, file.read_bytes()
+        crc32c, md5 = _sums(data)
         sent = {
-            "Content-Type": "application/octet-stream", "ETag": told["etag"],
-            "X-Goog-Hash": f"crc32c={told['crc32c']},md5={told['md5Hash']}",
-            "X-Goog-Generation": told["generation"], "X-Goog-Stored-Content-Length": told["size"],
+            "Content-Type": "application/octet-stream", "ETag": str(generation),
+            "X-Goog-Hash": f"crc32c={crc32c},md5={md5}",
+            "X-Goog-Generation": str(generation), "X-Goog-Stored-Content-Length": str(len(data)),
         }  # fmt: skip
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", headers.get("range", ""))
         if match is None:
@@ -257,10 +259,9 @@ class CloudStorage:
                 folder = folder.parent
 
     def _sums_of(self, file: Path, found: os.stat_result) -> tuple[str, str]:
-        key = (str(file), found.st_mtime_ns)
+        key = (str(file), found.st_mtime_ns, found.st_size)
         if key not in self._sums:
-            data = file.read_bytes()
-            self._sums[key] = (_crc32c(data), base64.b64encode(hashlib.md5(data).digest()).decode())
+            self._sums[key] = _sums(file.read_bytes())
         return self._sums[key]
 
 
@@ -270,6 +271,11 @@ def _second_part(content_type: str, body: bytes) -> bytes:
     part = body.split(b"--" + mark, 2)[2]
     content = part.split(b"\r\n\r\n", 1)[1]
     return content.rpartition(b"\r\n--" + mark)[0]
+
+
+def _sums(data: bytes) -> tuple[str, str]:
+    """CRC32C and MD5, as Cloud Storage tells them."""
+    return _crc32c(data), base64.b64encode(hashlib.md5(data).digest()).decode()
 
 
 def _crc32c(data: bytes) -> str:

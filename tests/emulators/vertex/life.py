@@ -151,6 +151,7 @@ class Life(threading.Thread):
             host = Host(name, folder / name, {self.world.folder / "buckets": MOUNT}, "/")
             host.folder.mkdir(parents=True)
             env = environment(job, pool, index, spec, self.world.port)
+            env |= self.world.warm_starts.environment(self.settings.warm)
             container = job.spec.worker_pool_specs[pool].container_spec
             command = [expanded(word, env) for word in (*container.command, *container.args)]
             task = f"workerpool{pool}-{index}"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.emulators.faults import FAULTS, Fault, Interruption
+from tests.emulators.warm import WarmStarts
 
 MOST_CALLS = 20_000
 DEVELOPER = "developer"
@@ -42,6 +43,8 @@ class Settings:
     folder: str
     python: str
     """The interpreter that images have, unless `images` names another."""
+    warm: bool = True
+    """Whether training processes start without their imports, where the image can (tests/emulators/warm.py)."""
     images: dict[str, str | None] = field(default_factory=dict)
     """Pattern of imageUri -> its interpreter, or None: there is no such image."""
     quotas: dict[str, int] = field(default_factory=dict)
@@ -70,6 +73,7 @@ class World:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._initial = copy.deepcopy(settings)
+        self.warm_starts = WarmStarts(settings.python, Path(settings.folder))
         self.port = 0
         self.app: Any = None
         self.lock = threading.RLock()

@@ -1,0 +1,61 @@
+"""In the python of an emulated image: `-m train_entry.train` is taken on by a process that has its imports made.
+
+Imported by that python as it starts (see tests/images.py); standard library only. Without WARM in the
+environment, or with nobody there, the start is what it would have been.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+WARM = "FINELAUNCH_TESTS_WARM"
+"""The socket of the process that forks (tests/emulators/warm.py)."""
+SPACES = ("mnt", "uts", "net", "pid")
+PASSED_ON = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+
+
+def start() -> None:
+    address = os.environ.get(WARM)
+    words = [word for word in sys.orig_argv[1:] if word not in ("-u", "-I")]
+    if not address or words != ["-m", "train_entry.train"]:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        try:
+            server.connect(address)
+            _ask(server)
+            answers = server.makefile("r")
+            pid = int(answers.readline())
+        except (OSError, ValueError):  # nobody is there any more
+            return
+
+        def pass_on(number: int, frame: Any) -> None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+        for name in PASSED_ON:
+            signal.signal(getattr(signal, name), pass_on)
+        code = int(answers.readline() or 1)
+    if code < 0:
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+def _ask(server: socket.socket) -> None:
+    opened = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in SPACES]
+    opened += [os.open(place, os.O_PATH | os.O_DIRECTORY) for place in ("/", ".")]
+    socket.send_fds(server, [b"."], [0, 1, 2, *opened])
+    server.sendall(json.dumps({"env": dict(os.environ), "cwd": str(Path.cwd())}).encode() + b"\n")
+    for fd in opened:
+        os.close(fd)
+
+
+start()
