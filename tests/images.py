@@ -11,7 +11,7 @@ from pathlib import Path
 from launcher.home import cache
 
 CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
-WARM_CLIENT = CONSTRAINTS.parent / "tests" / "emulators" / "warm_client.py"
+WARM_CLIENT = CONSTRAINTS.parent / "tests" / "warm_client.py"
 PACKAGES: dict[str, tuple[str, ...]] = {"sagemaker": ("boto3",), "vertex": (), "azureml": ()}
 """Vendor -> what its image holds that the pins of the training environment do not."""
 

@@ -39,8 +39,7 @@ def main(arguments: list[str]) -> int:
         sky = SkyPilotEnvironment(cache()).make(_tell)
         if cluster.lacking() is None:
             packages.build(sky, _tell)
-    for vendor in PACKAGES:
-        make_image(vendor, python)
+    images = {vendor: make_image(vendor, python) for vendor in PACKAGES}
     if clients.wanted(arguments):
         clients.build(_tell)
     overlay = _pytest_for(python)
@@ -50,7 +49,8 @@ def main(arguments: list[str]) -> int:
         check=True,
     )
     _fetch_wheel(python)
-    inside = [sys.executable, "-m", "tests.run", INSIDE, str(python), str(overlay), *arguments]
+    # An image that has nothing of its own is the training environment in which ranks can start warm.
+    inside = [sys.executable, "-m", "tests.run", INSIDE, str(images["vertex"]), str(overlay), *arguments]
     wall = _wall()
     env = {**os.environ, WALL: "1" if wall else ""}
     return subprocess.run([*wall, *inside], cwd=ROOT, env=env, check=False).returncode

@@ -16,7 +16,8 @@ except ModuleNotFoundError:
 else:
     sys.path.insert(0, str(Path(__file__).parent))
     import tiny
-    import warm
+
+    from tests.warm_starts import WarmStarts
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -39,11 +40,13 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make_model(tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(scope="session")
-def warm_starts() -> Iterator[warm.WarmStarts]:
-    made = warm.WarmStarts()
-    yield made
-    made.close()
+@pytest.fixture(scope="session", autouse=True)
+def warm_starts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Jobs start without the imports of the training process, unless they are started with tiny.COLD."""
+    forking = WarmStarts(sys.executable, tmp_path_factory.mktemp("warm"))
+    tiny.WARM.update(forking.environment(True))
+    yield
+    forking.close()
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def history(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> His
     content = bytearray(victim.read_bytes())
     content[-1] ^= 1
     victim.write_bytes(content)
-    process = job.start()
+    process = job.start(**tiny.COLD)  # so that the rank is the entrypoint's own child
     first_of_this_start(job, 45)
     rank = next(tiny.children(process.pid))
     os.kill(process.pid, signal.SIGKILL)  # the entrypoint alone, not the rank

@@ -7,7 +7,6 @@ whole starts, entrypoint and all.
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import time
@@ -16,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import tiny
-import warm
 
 SEED = 20261125
 KILLS = 12
@@ -30,10 +28,10 @@ def new(root: Path, model: Path, **sections: object) -> tiny.Job:
 
 
 @pytest.fixture(scope="module")
-def twin(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, warm_starts: warm.WarmStarts) -> tiny.Job:
+def twin(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> tiny.Job:
     """The job that nothing disturbs."""
     job = new(tmp_path_factory.mktemp("twin"), model_folder)
-    code, log = warm_starts.run(job)
+    code, log = job.run_rank()
     assert code == 0, log
     return job
 
@@ -51,16 +49,14 @@ def told_in_log(job: tiny.Job) -> list[str]:
     return [line.removeprefix("::launch:: ") for line in log.split("\n")[:-1] if line.startswith("::launch:: {")]
 
 
-def test_kill_9_at_random_moments_loses_no_finished_checkpoint_and_no_finished_event(
-    tmp_path, model_folder, warm_starts, twin
-):
+def test_kill_9_at_random_moments_loses_no_finished_checkpoint_and_no_finished_event(tmp_path, model_folder, twin):
     job, draw, kills = new(tmp_path / "job", model_folder), random.Random(SEED), 0
     earlier: list[bytes] = []
     while kills < KILLS:
-        pid = warm_starts.start(job)
+        process = job.start_rank()
         time.sleep(draw.uniform(0.0, 1.2))  # to the middle of its training
-        os.kill(pid, signal.SIGKILL)
-        code, where = warm_starts.wait(), f"SEED {SEED}, kill {kills}"
+        process.send_signal(signal.SIGKILL)
+        code, where = job.end_rank(process), f"SEED {SEED}, kill {kills}"
         assert code in (0, -signal.SIGKILL), where
         if code == 0:
             break
@@ -73,7 +69,7 @@ def test_kill_9_at_random_moments_loses_no_finished_checkpoint_and_no_finished_e
         assert before[: len(earlier)] == earlier, where
         earlier = before
     assert kills >= KILLS // 2, "too few kills to say anything: STEPS is too small"
-    assert warm_starts.run(job)[0] == 0
+    assert job.run_rank()[0] == 0
     after, _ = finished(job)
     assert after[: len(earlier)] == earlier, "a torn last line is ended, the others stay"
     assert job.weights() == twin.weights(), f"SEED {SEED}"
@@ -100,19 +96,17 @@ MOMENTS = {
 }
 
 
-def test_sigterm_at_every_stage_ends_with_143_and_the_next_start_goes_on(
-    tmp_path, model_folder, warm_starts, twin
-):
+def test_sigterm_at_every_stage_ends_with_143_and_the_next_start_goes_on(tmp_path, model_folder, twin):
     job = new(tmp_path / "job", model_folder)
     for moment, reached in MOMENTS.items():
         seen = len(job.events())
-        pid = warm_starts.start(job)
+        process = job.start_rank()
         end = time.monotonic() + tiny.PATIENCE_S
         while not reached(job, seen):
             assert time.monotonic() < end, moment
             time.sleep(0.001)
-        os.kill(pid, signal.SIGTERM)
-        code = warm_starts.wait()
+        process.send_signal(signal.SIGTERM)
+        code = job.end_rank(process)
         # A job that is writing its result has nothing left to stop: done is done.
         assert code in ((0, 143) if "tuned" in moment or "artifact" in moment else (143,)), moment
         assert not (job.outputs / "failure.json").exists(), moment
@@ -121,26 +115,26 @@ def test_sigterm_at_every_stage_ends_with_143_and_the_next_start_goes_on(
         (job.outputs / ".work/rank-0.pid").unlink(missing_ok=True)  # __main__ tidies these up
         (job.outputs / ".work/stop").unlink(missing_ok=True)
     if code != 0:
-        assert warm_starts.run(job)[0] == 0
+        assert job.run_rank()[0] == 0
     assert job.weights() == twin.weights()
     steps = [e["step"] for e in job.named("step")]
     assert steps == list(range(1, STEPS + 1)), "a step that was checkpointed is made once"
 
 
-def test_a_changed_job_goes_on_from_the_checkpoint_when_that_is_meant(new_job, warm_starts):
+def test_a_changed_job_goes_on_from_the_checkpoint_when_that_is_meant(new_job):
     job = new_job(train={"epochs": 9.0})
-    assert warm_starts.run(job)[0] == 0
+    assert job.run_rank()[0] == 0
     before, description = job.weights(), json.loads((job.inputs / "job.json").read_text())
     changed = {"max_steps": 12, "learning_rate": 1e-4, "scheduler": "constant"}
     job.write({**description, "train": {**description["train"], **changed}})
 
-    code, _ = warm_starts.run(job)
+    code, _ = job.run_rank()
     assert code == 1 and job.failure()["kind"] == "checkpoint"
     assert "train.learning_rate: 0.005 -> 0.0001" in job.failure()["message"]
     assert "--from-checkpoint" in job.failure()["hint"] and job.weights() == before
 
     (job.outputs / "failure.json").unlink()
-    code, log = warm_starts.run(job, LAUNCH_FROM_CHECKPOINT="1")
+    code, log = job.run_rank(LAUNCH_FROM_CHECKPOINT="1")
     assert code == 0, log
     resumed = job.named("resumed")[-1]
     assert resumed["step"] == 6 and len(resumed["changed"]) == 3
@@ -149,8 +143,8 @@ def test_a_changed_job_goes_on_from_the_checkpoint_when_that_is_meant(new_job, w
     assert {e["lr"] for e in after} == {1e-4}, "the job's own rate, not the checkpoint's"
     assert job.weights() != before and job.steps_kept()[-1] == 12
 
-    code, log = warm_starts.run(job, LAUNCH_FROM_CHECKPOINT="1")
+    code, log = job.run_rank(LAUNCH_FROM_CHECKPOINT="1")
     assert code == 0, "its own checkpoint by now: a job that is done is done"
     job.write({**description, "train": {**description["train"], "max_steps": 10}})
-    code, log = warm_starts.run(job, LAUNCH_FROM_CHECKPOINT="1")
+    code, log = job.run_rank(LAUNCH_FROM_CHECKPOINT="1")
     assert code == 1 and "after step 12, and this job has 10 steps" in job.failure()["message"]

@@ -25,7 +25,11 @@ EVEN_ROWS = [{"instruction": f"my card was {n:02d} lost", "response": "billing"}
 
 def with_mishap(**mishap: Any) -> dict[str, str]:
     """What makes ranks meet it: see mishaps/sitecustomize.py."""
-    return {"MISHAP": json.dumps(mishap), "PYTHONPATH": os.pathsep.join((str(MISHAPS), str(tiny.ROOT)))}
+    return {
+        **tiny.COLD,
+        "MISHAP": json.dumps(mishap),
+        "PYTHONPATH": os.pathsep.join((str(MISHAPS), str(tiny.ROOT))),
+    }
 
 
 def steps(job: tiny.Job) -> list[int]:
@@ -54,12 +58,12 @@ def test_out_of_memory_halves_the_micro_batch_and_no_step_is_lost(short):
     assert [e["seq"] for e in job.events()] == list(range(len(job.events())))
 
 
-def test_the_batch_stays_as_it_was_when_the_micro_batch_is_halved(short, new_job, warm_starts):
+def test_the_batch_stays_as_it_was_when_the_micro_batch_is_halved(short, new_job):
     job = short[0]
     plenty = new_job(
         rows=EVEN_ROWS, tuning={"dropout": 0.0}, train={"batch_size": 8, "micro_batch": 4, "epochs": 9.0}
     )
-    assert warm_starts.run(plenty)[0] == 0
+    assert plenty.run_rank()[0] == 0
     for with_less, with_all in zip(job.named("step"), plenty.named("step"), strict=True):
         assert with_less["loss"] == pytest.approx(with_all["loss"], rel=1e-4)
         assert with_less["tokens"] == with_all["tokens"]
@@ -97,10 +101,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", folder], check=True)
 
 
-def test_full_disk_ends_the_job_in_words_and_the_checkpoint_before_is_intact(new_job, small_disk, warm_starts):
+def test_full_disk_ends_the_job_in_words_and_the_checkpoint_before_is_intact(new_job, small_disk):
     job = new_job(train={"checkpoint_steps": 2, "keep_checkpoints": 9})
     job.checkpoints = small_disk / "checkpoints"
-    code, log = warm_starts.run(job)
+    code, log = job.run_rank()
     assert code == 1, log
     failure = job.failure()
     assert failure["kind"] == "disk_full" and "step 4" in failure["message"]
@@ -109,7 +113,7 @@ def test_full_disk_ends_the_job_in_words_and_the_checkpoint_before_is_intact(new
     assert [p.name for p in job.checkpoints.glob("step-*")] == ["step-00000002"], "nothing is left of the other"
 
 
-def test_a_full_output_disk_is_told_though_nothing_can_be_written(new_job, small_disk, warm_starts):
+def test_a_full_output_disk_is_told_though_nothing_can_be_written(new_job, small_disk):
     job = new_job()
     job.outputs = small_disk / "output"
     job.outputs.mkdir()
@@ -117,17 +121,17 @@ def test_a_full_output_disk_is_told_though_nothing_can_be_written(new_job, small
     with contextlib.suppress(OSError), (small_disk / "more").open("wb", buffering=0) as file:
         while file.write(b"x" * 4096):
             pass
-    code, log = warm_starts.run(job)
+    code, log = job.run_rank()
     assert code == 1, log
     assert "failed (disk_full): the disk is full" in log and "resources.disk_gib" in log
 
 
-def test_a_loss_that_explodes_ends_the_job_and_names_the_rows_of_its_batch(new_job, warm_starts):
+def test_a_loss_that_explodes_ends_the_job_and_names_the_rows_of_its_batch(new_job):
     job = new_job(
         tuning={"kind": "full"},
         train={"learning_rate": 3.0, "max_steps": 60, "epochs": 99.0, "checkpoint_steps": 1},
     )
-    code, log = warm_starts.run(job)
+    code, log = job.run_rank()
     assert code == 1, log
     failure = job.failure()
     assert failure["kind"] == "diverged" and "it explodes" in failure["message"]

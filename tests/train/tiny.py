@@ -102,6 +102,10 @@ def job_dict(folder: str | Path, /, **sections: Any) -> dict[str, Any]:
     return job
 
 
+WARM: dict[str, str] = {}
+"""What jobs have set that start warm (tests/warm_starts.py)."""
+COLD = {"FINELAUNCH_TESTS_WARM": ""}
+"""For those whose process must be the very one that its parent has started."""
 STARTED: list[subprocess.Popen[str]] = []
 
 
@@ -122,6 +126,7 @@ class Job:
     ) -> None:
         self.root = root
         self.inputs, self.outputs, self.checkpoints = root / "input", root / "output", root / "checkpoints"
+        self._starts = 0
         write_rows(self.inputs / "data/train.jsonl", train)
         write_rows(self.inputs / "data/eval.jsonl", held_out)
         self.write(job)
@@ -143,6 +148,7 @@ class Job:
             "LAUNCH_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "CUDA_VISIBLE_DEVICES": "",
+            **WARM,
             **more,
         }
 
@@ -161,6 +167,23 @@ class Job:
         process = self.start(module, **more)
         log, _ = process.communicate(timeout=PATIENCE_S)
         return process.returncode, log
+
+    def start_rank(self, **more: str) -> subprocess.Popen[str]:
+        """The training process alone, without the entrypoint."""
+        self._starts += 1
+        return self.start("train_entry.train", LAUNCH_RUN=f"run{self._starts}", **more)
+
+    def end_rank(self, process: subprocess.Popen[str]) -> int:
+        """Its exit status; what it has said comes to those before in log.txt."""
+        said, _ = process.communicate(timeout=PATIENCE_S)
+        with (self.root / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(said)
+        return process.returncode
+
+    def run_rank(self, **more: str) -> tuple[int, str]:
+        """(exit status, log of all starts) of a training process that is left alone."""
+        code = self.end_rank(self.start_rank(**more))
+        return code, (self.root / "log.txt").read_text(encoding="utf-8")
 
     def events(self) -> list[dict[str, Any]]:
         path = self.outputs / "events.jsonl"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.emulators.faults import FAULTS, Fault, Interruption
-from tests.emulators.warm import WarmStarts
+from tests.warm_starts import WarmStarts
 
 SUBSCRIPTION = "00000000-0000-0000-0000-000000000001"
 GROUP, WORKSPACE, REGION, ACCOUNT, VAULT = "fake-group", "fake-space", "eastus", "fakestore", "fakevault"
@@ -45,7 +45,7 @@ class Settings:
     python: str
     """The interpreter that images have."""
     warm: bool = True
-    """Whether training processes start without their imports, where the image can (tests/emulators/warm.py)."""
+    """Whether training processes start without their imports, where the image can (tests/warm_starts.py)."""
     grace_s: float = 30
     """Between SIGTERM and SIGKILL. How long Azure ML gives is not documented."""
     pace_s: float = 0.05

@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.emulators.faults import FAULTS, Fault, Interruption
 from tests.emulators.sagemaker.job import TrainingJob
-from tests.emulators.warm import WarmStarts
+from tests.warm_starts import WarmStarts
 
 ACCOUNT = "123456789012"
 DEVELOPER = f"arn:aws:iam::{ACCOUNT}:user/developer"
@@ -28,7 +28,7 @@ class Settings:
     python: str
     """The interpreter that images have, unless `images` names another."""
     warm: bool = True
-    """Whether training processes start without their imports, where the image can (tests/emulators/warm.py)."""
+    """Whether training processes start without their imports, where the image can (tests/warm_starts.py)."""
     images: dict[str, str | None] = field(default_factory=dict)
     """Pattern of TrainingImage -> its interpreter, or None: there is no such image."""
     quotas: dict[str, float] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.emulators.faults import FAULTS, Fault, Interruption
-from tests.emulators.warm import WarmStarts
+from tests.warm_starts import WarmStarts
 
 MOST_CALLS = 20_000
 DEVELOPER = "developer"
@@ -44,7 +44,7 @@ class Settings:
     python: str
     """The interpreter that images have, unless `images` names another."""
     warm: bool = True
-    """Whether training processes start without their imports, where the image can (tests/emulators/warm.py)."""
+    """Whether training processes start without their imports, where the image can (tests/warm_starts.py)."""
     images: dict[str, str | None] = field(default_factory=dict)
     """Pattern of imageUri -> its interpreter, or None: there is no such image."""
     quotas: dict[str, int] = field(default_factory=dict)

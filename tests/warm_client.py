@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 WARM = "FINELAUNCH_TESTS_WARM"
-"""The socket of the process that forks (tests/emulators/warm.py)."""
+"""The socket of the process that forks (tests/warm_starts.py)."""
 SPACES = ("mnt", "uts", "net", "pid")
 PASSED_ON = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 

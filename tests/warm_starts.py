@@ -1,10 +1,10 @@
 """Starts of the training process without their imports, which are most of what a job of the tiny model costs.
 
-A process makes the imports once an emulator. A job's `python -m train_entry.train` (see warm_client.py) hands
-it its environment, its open files and its namespaces; it forks, and the child enters the container and is the
-training process from there on: with the container's code, files, network, process numbers and signals. Only the
-libraries' settings that are read as they are imported are this process's. The jobs of the real model start as
-users' do.
+A process makes the imports once an emulator or test run. A job's `python -m train_entry.train` (see
+warm_client.py) hands it its environment, its open files and its namespaces; it forks, and the child enters the
+container and is the training process from there on: with the container's code, files, network, process numbers
+and signals. Only the libraries' settings that are read as they are imported are this process's. The jobs of the
+real model start as users' do.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import sys
 import threading
 from pathlib import Path
 
-from tests.emulators.warm_client import SPACES, WARM
+from tests.warm_client import SPACES, WARM
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parent.parent
 PATH_BYTES = 100
 """A socket's path has no more."""
 MODULES = (
@@ -57,7 +57,7 @@ class WarmStarts:
     def _begin(self, listening: socket.socket) -> None:
         select.select([listening], [], [])
         quiet = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-        forks = [self._python, "-m", "tests.emulators.warm", str(listening.fileno())]
+        forks = [self._python, "-m", "tests.warm_starts", str(listening.fileno())]
         self._process = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", *forks],
             cwd=ROOT, env={**os.environ, **quiet, "PYTHONPATH": str(ROOT)}, pass_fds=[listening.fileno()],

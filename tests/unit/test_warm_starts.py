@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.emulators.namespaces import SPACES, prefix
-from tests.emulators.warm import WarmStarts
+from tests.warm_starts import WarmStarts
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it needs Linux's namespaces")
 
