@@ -93,6 +93,25 @@ def sky_python() -> Path:
 
 
 @pytest.fixture(scope="session")
+def warm_environment(
+    image: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mapping[str, str]]:
+    from tests.warm_starts import WarmStarts
+
+    python = str(image("vertex"))
+    forking = WarmStarts(python, tmp_path_factory.mktemp("warm"))
+    yield {"LAUNCH_TRAIN_PYTHON": python, **forking.environment(True)}
+    forking.close()
+
+
+@pytest.fixture
+def warm_jobs(warm_environment: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs on this machine start without the training process's imports (tests/warm_starts.py)."""
+    for name, value in warm_environment.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture(scope="session")
 def image(train_python: Path) -> Callable[[str], Path]:
     """The interpreter of what plays this vendor's training image."""
     from tests.images import image_python

@@ -52,8 +52,9 @@ def kill_trainer(home: Path, job: str, whole: bool = True) -> None:
         process.send_signal(signal.SIGKILL)
 
 
-def wait_for(said: Callable[[], bool], seconds: float = 120) -> None:
+def wait_for(said: Callable[[], bool], seconds: float = 120, every: float = 0.2) -> None:
+    """`every`: seconds between two looks; a look through the command line takes a core for seconds."""
     until = time.monotonic() + seconds
     while not said():
         assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.2)
+        time.sleep(every)

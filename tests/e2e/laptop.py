@@ -24,7 +24,7 @@ class UsersMachine:
     def env(self) -> dict[str, str]:
         return {
             "LAUNCH_HOME": str(self.folder / "home"), "LAUNCH_CONFIG_DIR": str(self.folder / "config"),
-            "NO_COLOR": "1", "COLUMNS": "80", "LAUNCH_OWNER": self.folder.name, "LAUNCH_POLL_S": "0.3",
+            "NO_COLOR": "1", "COLUMNS": "80", "LAUNCH_OWNER": self.folder.name, "LAUNCH_POLL_S": "0.6",
         }  # fmt: skip
 
     def launch(

@@ -108,7 +108,9 @@ def test_a_follower_killed_as_it_submits_anew_leaves_one_job_to_the_next(
     process = anna.start("run", "--backend", "azureml", "--yes", *QUICK, *T4, *SPOT)
     wait_for(lambda: len(set(anna.azure.jobs()) - before) == 1)
     (first,) = set(anna.azure.jobs()) - before
-    wait_for(lambda: any(j["id"] == f"{first}-r2" for j in json.loads(anna.launch("list", "--json").stdout)))
+    wait_for(
+        lambda: any(j["id"] == f"{first}-r2" for j in json.loads(anna.launch("list", "--json").stdout)), every=1
+    )
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     anna.azure.clear()
@@ -130,7 +132,7 @@ def test_a_detached_spot_job_says_that_it_needs_a_follower(anna: AzureLaptop, ti
     assert f"launch watch {job}" in done.stderr
     assert f"launch resume {job}" in done.stderr
     lose_spot(anna, str(job))
-    wait_for(lambda: anna.show()["state"] == "FAILED")
+    wait_for(lambda: anna.show()["state"] == "FAILED", every=1)
     watched = anna.launch("watch", str(job))  # over when it comes: it spends nothing by itself
     assert watched.returncode == 1
     assert f"launch resume {job}" in watched.stderr

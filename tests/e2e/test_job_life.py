@@ -14,6 +14,8 @@ from tests.e2e.jobs import kill_trainer, wait_for, write_job
 pytestmark = [pytest.mark.train, pytest.mark.timeout(600)]
 
 LONG = {"epochs": 400, "checkpoint_steps": 2}
+warm = pytest.mark.usefixtures("warm_jobs")
+"""The others start the training process with its imports, in the environment that users have."""
 
 
 def shown(launch, job: str | None = None) -> dict:
@@ -95,6 +97,7 @@ def test_a_job_from_file_to_artifact(launch, home, tmp_path, tiny_model):
     assert rebuilt["evaluation"]["tuned"] == job["evaluation"]["tuned"]
 
 
+@warm
 def test_a_dry_run_measures_and_keeps_nothing(launch, tmp_path, tiny_model):
     folder = tmp_path / "work"
     write_job(folder, tiny_model)
@@ -108,6 +111,7 @@ def test_a_dry_run_measures_and_keeps_nothing(launch, tmp_path, tiny_model):
     assert job["artifacts"] == []
 
 
+@warm
 def test_cancel_checkpoints_and_resume_goes_on_to_the_end(launch, home, tmp_path, tiny_model):
     job = started(launch, home, tmp_path / "work", tiny_model)
     cancelled = launch("cancel", job)
@@ -119,7 +123,7 @@ def test_cancel_checkpoints_and_resume_goes_on_to_the_end(launch, home, tmp_path
     assert again.returncode == 0, again.stderr
     second = json.loads(again.stdout.splitlines()[0])["id"]
     assert second == f"{job}-r2"
-    wait_for(lambda: bool(steps(launch, second)))
+    wait_for(lambda: bool(steps(launch, second)), every=1)
     assert min(steps(launch, second)) == reached + 1
     busy = launch("resume", job)
     assert busy.returncode == 2
@@ -128,6 +132,7 @@ def test_cancel_checkpoints_and_resume_goes_on_to_the_end(launch, home, tmp_path
     assert shown(launch, second)["resumes"] == job
 
 
+@warm
 def test_a_changed_job_file_goes_on_from_a_checkpoint_when_that_is_said(launch, home, tmp_path, tiny_model):
     folder = tmp_path / "work"
     write_job(folder, tiny_model)
@@ -148,13 +153,14 @@ def test_a_changed_job_file_goes_on_from_a_checkpoint_when_that_is_said(launch, 
     assert steps(launch, second["id"]) == [5, 6, 7, 8]
 
 
+@warm
 def test_a_killed_launcher_leaves_the_job_alone(launch, start, home, tmp_path, tiny_model):
     folder = tmp_path / "work"
     write_job(folder, tiny_model, epochs=20)
     follower = start("run", "launch.yaml", "--json", cwd=folder)
     assert follower.stdout is not None
     job = json.loads(follower.stdout.readline())["id"]
-    wait_for(lambda: bool(steps(launch, job)))
+    wait_for(lambda: bool(steps(launch, job)), every=1)
     follower.kill()
     follower.wait()
     done = launch("watch", job)
@@ -168,23 +174,24 @@ def test_a_killed_launcher_leaves_the_job_alone(launch, start, home, tmp_path, t
 def test_a_killed_trainer_fails_with_words_and_resumes(launch, home, tmp_path, tiny_model, whole):
     job = started(launch, home, tmp_path / "work", tiny_model)
     kill_trainer(home, job, whole)
-    wait_for(lambda: shown(launch, job)["state"] == "FAILED")
+    wait_for(lambda: shown(launch, job)["state"] == "FAILED", every=1)
     reason = shown(launch, job)["reason"]
     assert "killed" in reason
     watched = launch("watch", job)
     assert watched.returncode == 1
     assert f"launch resume {job}" in watched.stderr
     again = json.loads(launch("resume", job, "--detach", "--json").stdout.splitlines()[0])["id"]
-    wait_for(lambda: bool(steps(launch, again)))
+    wait_for(lambda: bool(steps(launch, again)), every=1)
     assert min(steps(launch, again)) >= 5
     launch("cancel", again)
 
 
+@warm
 def test_ctrl_c_detaches_and_says_how_to_come_back(launch, start, tmp_path, tiny_model):
     folder = tmp_path / "work"
     write_job(folder, tiny_model, **LONG)
     follower = start("run", "launch.yaml", cwd=folder)
-    wait_for(lambda: any(s["state"] == "RUNNING" for s in json.loads(launch("list", "--json").stdout)))
+    wait_for(lambda: any(s["state"] == "RUNNING" for s in json.loads(launch("list", "--json").stdout)), every=1)
     follower.send_signal(signal.SIGINT)
     _, stderr = follower.communicate(timeout=30)
     job = shown(launch)
@@ -203,6 +210,7 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(launch, start, tmp_path, tiny
     launch("cancel", job["id"])
 
 
+@warm
 def test_two_launchers_work_at_once(launch, start, tmp_path, tiny_model):
     for name in ("one", "two"):
         write_job(tmp_path / name, tiny_model)
@@ -215,6 +223,7 @@ def test_two_launchers_work_at_once(launch, start, tmp_path, tiny_model):
     assert len({j["id"] for j in jobs}) == 2
 
 
+@warm
 def test_a_failed_job_says_why_and_how_to_go_on(launch, tmp_path, tiny_model):
     folder = tmp_path / "work"
     write_job(folder, tiny_model)
@@ -238,6 +247,7 @@ def test_rows_that_are_too_long_are_named_before_a_job_starts(launch, tmp_path, 
     assert json.loads(launch("list", "--json").stdout) == []
 
 
+@warm
 def test_secrets_reach_the_job_and_nothing_else(launch, home, tmp_path, tiny_model):
     folder = tmp_path / "work"
     write_job(folder, tiny_model)

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
+import torch
 
 STEPS = 90
 TRAIN = {"max_steps": STEPS, "epochs": 100.0, "checkpoint_steps": 10, "evals_per_epoch": 1}
@@ -149,6 +151,33 @@ def test_interrupted_job_ends_with_the_same_adapter_bit_for_bit(history):
         del metrics["train"]["train_s"], metrics["train"]["tokens_per_s"], metrics["train"]["step_s"]
         del metrics["train"]["peak_gib"]
     assert told[0] == told[1], "steps and tokens are counted once, however often they were done again"
+
+
+def test_interrupted_job_takes_the_very_steps_and_ends_in_the_very_state(history):
+    """Losses, rates and tokens of every step, then optimizer, schedule and random state: all bit for bit."""
+    job, twin = history.job, history.twin
+    told = [
+        {e["step"]: (e["loss"], e["lr"], e["grad_norm"], e["tokens"]) for e in j.named("step")}
+        for j in (job, twin)
+    ]
+    assert told[0] == told[1] and len(told[0]) == STEPS
+    states = [j.checkpoints / f"step-{STEPS:08d}/trainer" for j in (job, twin)]
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        ours, theirs = (torch.load(folder / name, weights_only=False) for folder in states)
+        assert same(ours, theirs), name
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    """Equal to the last bit, whatever is nested in what."""
+    if isinstance(ours, torch.Tensor):
+        return torch.equal(ours, theirs)
+    if isinstance(ours, np.ndarray):
+        return np.array_equal(ours, theirs)
+    if isinstance(ours, dict):
+        return ours.keys() == theirs.keys() and all(same(ours[k], theirs[k]) for k in ours)
+    if isinstance(ours, list | tuple):
+        return len(ours) == len(theirs) and all(same(a, b) for a, b in zip(ours, theirs, strict=True))
+    return bool(ours == theirs)
 
 
 def test_baseline_is_measured_once_over_all_starts(history):

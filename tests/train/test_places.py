@@ -78,6 +78,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, store: Lo
     (job.inputs / "mine.py").write_text(SCORER)
     shutil.move(job.inputs / "data", root / "mounted")
     given = {
+        **tiny.COLD,  # the hub's library reads its settings as it is imported
         "HF_HOME": str(hub_cache(root / "hub", model_folder)),
         "LAUNCH_MODEL_CACHE": str(root / "bucket/model"),
         "LAUNCH_MOUNTS": json.dumps({"gs://team/rows": str(root / "mounted")}),

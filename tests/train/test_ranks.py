@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> dict[s
     root = tmp_path_factory.mktemp("ranks")
     description = tiny.job_dict(model_folder, **SECTIONS)
     one, two = (tiny.Job(root / n, description, tiny.rows(24), tiny.rows(8, seed=1)) for n in ("one", "two"))
+    twin = tiny.Job(root / "twin", description, tiny.rows(24), tiny.rows(8, seed=1))
+    alone = tiny.Job(root / "alone", description, tiny.rows(24), tiny.rows(8, seed=1))
     assert one.run()[0] == 0
+    assert twin.run(LAUNCH_PROCESSES="2")[0] == 0
     process = two.start(LAUNCH_PROCESSES="2")
     two.wait_for_step(8)
     process.send_signal(signal.SIGTERM)
@@ -35,8 +39,35 @@ def pair(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> dict[s
     stopped["failure"] = (two.outputs / "failure.json").exists()
     kept = two.checkpoints / f"step-{two.steps_kept()[-1]:08d}"
     stopped["states"] = sorted(p.name for p in kept.rglob("rng_state*"))
+    shutil.copytree(two.checkpoints, alone.checkpoints)
     code, log = two.run(LAUNCH_PROCESSES="2")
-    return {"one": one, "two": two, "stopped": stopped, "code": code, "log": log}
+    assert alone.run_rank()[0] == 0
+    return {"one": one, "two": two, "twin": twin, "alone": alone, "stopped": stopped, "code": code, "log": log}
+
+
+def apart(ours: tiny.Job, theirs: tiny.Job) -> tuple[float, float]:
+    """(largest difference of a loss, of a weight) of two jobs, over the steps that both have made."""
+    losses = [{e["step"]: e["loss"] for e in job.named("step")} for job in (ours, theirs)]
+    both = losses[0].keys() & losses[1].keys()
+    a, b = (load_file(job.outputs / "artifact/adapter_model.safetensors") for job in (ours, theirs))
+    assert both and a.keys() == b.keys()
+    return (
+        max(abs(losses[0][step] - losses[1][step]) for step in both),
+        max(float((a[name] - b[name]).abs().max()) for name in a),
+    )
+
+
+def test_two_processes_that_were_stopped_end_as_two_that_were_not(pair):
+    loss, weight = apart(pair["two"], pair["twin"])
+    assert loss <= 1e-5 and weight <= 1e-5
+
+
+def test_one_process_goes_on_from_the_checkpoint_of_two(pair):
+    alone, kept = pair["alone"], pair["stopped"]["kept"][-1]
+    assert alone.named("resumed")[0]["step"] == kept
+    assert [e["step"] for e in alone.named("step")] == list(range(kept + 1, STEPS + 1))
+    loss, weight = apart(alone, pair["twin"])
+    assert loss <= 1e-3 and weight <= 1e-3
 
 
 def test_sigterm_checkpoints_both_ranks_at_one_step_and_exits_143(pair):
