@@ -19,9 +19,10 @@ from transformers import TrainerCallback
 from train_entry import watchdog
 from train_entry.checkpoint import publish
 from train_entry.config import TrainJob
-from train_entry.data import Example, label_ids
+from train_entry.data import Example
 from train_entry.divergence import refuse_diverged, watch
-from train_entry.packing import packed_loss
+from train_entry.failure import JobError, classify
+from train_entry.held_out import held_out_loss, packed_loss
 from train_entry.resuming import take_settings
 from train_entry.stop import StopWatch
 
@@ -45,39 +46,6 @@ class Progress:
     def of_a_changed_job(self) -> Progress:
         """What stays when the job goes on as another: the time and the tokens. Its losses are not comparable."""
         return Progress(train_s=self.train_s, tokens=self.tokens)
-
-
-def held_out_loss(
-    model: Any, rows: Sequence[Example], batch_size: int, pad: int, tick: Callable[[], None]
-) -> float:
-    """Mean negative log-likelihood of the answers' tokens, every token weighing the same."""
-    was_training = model.training
-    model.eval()
-    total, count = 0.0, 0
-    ordered = sorted(rows, key=len)
-    with torch.inference_mode():
-        for at in range(0, len(ordered), batch_size):
-            tick()
-            batch = ordered[at : at + batch_size]
-            width = max(map(len, batch))
-            keep = width - min(len(e.prompt) for e in batch) + 1
-            ids = torch.tensor([[*e.prompt, *e.completion, *[pad] * (width - len(e))] for e in batch])
-            labels = torch.tensor([[*label_ids(e, "completion"), *[-100] * (width - len(e))] for e in batch])
-            mask = torch.tensor([[1] * len(e) + [0] * (width - len(e)) for e in batch])
-            logits = model(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                use_cache=False,
-                logits_to_keep=keep,
-            ).logits
-            target = labels[:, -keep + 1 :].to(model.device)
-            loss = torch.nn.functional.cross_entropy(
-                logits[:, :-1].float().transpose(1, 2), target, ignore_index=-100, reduction="sum"
-            )
-            total += float(loss)
-            count += int((target != -100).sum())
-    model.train(was_training)
-    return float(total / count)
 
 
 class JobCallback(TrainerCallback):  # type: ignore[misc]
@@ -187,13 +155,7 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
         """Measure the held-out loss; True when it has not fallen for long enough."""
         loss = None
         if state.is_world_process_zero:
-            plain = getattr(model, "module", model)
-            # Not the stop's tick: a stop during training is agreed on at the end of the step.
-            rows = self.job.eval.batch_size
-            if self.prefixes:
-                loss = packed_loss(plain, self.held_out, rows, watchdog.beat)
-            else:
-                loss = held_out_loss(plain, self.held_out, rows, self.pad, watchdog.beat)
+            loss = self._held_out_loss(getattr(model, "module", model))
             refuse_diverged("evaluation loss", loss, state.global_step)
             self.emit("eval_loss", step=state.global_step, loss=loss)
         loss = broadcast(loss)
@@ -207,6 +169,25 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
             return False
         progress.misses += 1
         return progress.misses >= rule.patience
+
+    def _held_out_loss(self, model: Any) -> float:
+        """Raises JobError("oom"): fewer rows a pass of the training would not help."""
+        rows = self.job.eval.batch_size
+        try:
+            # Not the stop's tick: a stop during training is agreed on at the end of the step.
+            if self.prefixes:
+                return packed_loss(model, self.held_out, rows, watchdog.beat)
+            return held_out_loss(model, self.held_out, rows, self.pad, watchdog.beat)
+        except Exception as exc:
+            error = classify(exc)
+            if error.kind != "oom":
+                raise
+            raise JobError(
+                "oom",
+                f"the held-out evaluation was {error.message}",
+                f"lower eval.batch_size (it is {rows}) or data.max_length; launch resume goes on from the last "
+                "checkpoint",
+            ) from exc
 
     def _keep_result(self, model: Any, only_if_missing: bool) -> None:
         """Save the weights that are the job's result so far."""

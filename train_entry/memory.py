@@ -51,13 +51,13 @@ def device_name(device: str) -> str:
 def train(trainer: Any, work: Path, checkpoints: Path, device: str, save: bool, **how: Any) -> None:
     """trainer.train(**how). Out of memory: makes the step before a checkpoint (`save`) and raises TakeLess.
 
-    Raises JobError("oom") when one row is too much.
+    Raises JobError("oom") when one row is too much, and when it was an evaluation.
     """
     try:
         trainer.train(**how)
     except Exception as exc:
         error = classify(exc)
-        if error.kind != "oom":
+        if error.kind != "oom" or error is exc:  # what is a JobError already is not the step's
             raise
         say(mask(traceback.format_exc()), sys.stderr)
     else:

@@ -109,8 +109,8 @@ def difference(model: Any, packing: Packing, job: TrainJob, rows: Sequence[Examp
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        packed = _learnt_losses(model, packing.collator(pad)(tokens))
-        alone = torch.cat([_learnt_losses(model, _single(row)) for row in tokens])
+        packed = learnt_losses(model, packing.collator(pad)(tokens))
+        alone = torch.cat([learnt_losses(model, _single(row)) for row in tokens])
     model.train(was_training)
     if packed.shape != alone.shape:
         return float("inf")
@@ -125,22 +125,6 @@ def tolerance(model: Any) -> float:
 
 def as_tokens(row: Example, loss_on: str) -> dict[str, list[int]]:
     return {"input_ids": [*row.prompt, *row.completion], "labels": label_ids(row, loss_on)}
-
-
-def packed_loss(model: Any, rows: Sequence[Example], batch_size: int, tick: Callable[[], None]) -> float:
-    """loop.held_out_loss with shared prefixes: `batch_size` rows a pass, as far as the budget allows."""
-    collate = PrefixCollator(BUDGET)
-    was_training = model.training
-    model.eval()
-    losses = []
-    ordered = sorted(rows, key=lambda row: row.prompt)
-    with torch.inference_mode():
-        for at in range(0, len(ordered), batch_size):
-            tick()
-            batch = collate([as_tokens(row, "completion") for row in ordered[at : at + batch_size]])
-            losses.append(_learnt_losses(model, batch))
-    model.train(was_training)
-    return float(torch.cat(losses).mean())
 
 
 def _by_cost(
@@ -226,7 +210,7 @@ def _single(row: dict[str, list[int]]) -> dict[str, Any]:
     return {key: torch.tensor([value]) for key, value in row.items()}
 
 
-def _learnt_losses(model: Any, batch: dict[str, Any]) -> torch.Tensor:
+def learnt_losses(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     """The learnt tokens' losses of a batch from any collator, in its order."""
     labels = batch["labels"]
     if "shift_labels" not in batch:

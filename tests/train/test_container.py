@@ -21,7 +21,7 @@ from train_entry.data import load_dataset
 from train_entry.evaluate import label_scores
 from train_entry.events import parse
 from train_entry.general import QUESTIONS
-from train_entry.loop import held_out_loss
+from train_entry.held_out import held_out_loss
 from train_entry.models import load_tokenizer
 
 FIELDS = {

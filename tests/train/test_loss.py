@@ -15,7 +15,7 @@ from test_tokens import dataset, parsed
 
 from train_entry.config import TrainJob
 from train_entry.data import Example, label_ids
-from train_entry.loop import held_out_loss
+from train_entry.held_out import held_out_loss, packed_loss
 from train_entry.models import load_base, load_tokenizer, with_tuning
 from train_entry.trainers import make_trainer, micro_batches, trainer_config
 
@@ -109,6 +109,26 @@ def test_held_out_loss_is_the_mean_over_answer_tokens_whatever_the_batch(model_f
         assert held_out_loss(model, rows, batch, 2, lambda: ticks.append(1)) == pytest.approx(expected, rel=1e-5)
         assert len(ticks) == -(-9 // batch)
     assert model.training, "the mode is restored"
+
+
+@pytest.mark.parametrize("loss", [packed_loss, lambda *given: held_out_loss(*given[:3], 2, *given[3:])])
+def test_held_out_loss_of_long_answers_takes_fewer_rows_a_pass(model_folder, tmp_path, monkeypatch, loss):
+    """As many logits as fit, whatever eval.batch_size says; the figure is the same."""
+    job = parsed(model_folder)
+    rows = dataset(job, tmp_path, tiny.rows(24)).train
+    model = load_base(job, tmp_path, "cpu")
+    sizes = []
+    model.register_forward_hook(lambda module, given, out: sizes.append(out.logits.shape[:2].numel()))
+    expected = loss(model, rows, 24, lambda: None)
+    most, passes = max(sizes), len(sizes)
+    assert passes == 1, "short answers share a pass"
+    sizes.clear()
+    monkeypatch.setattr("train_entry.held_out.PLACES", most // 4)
+    assert loss(model, rows, 24, lambda: None) == pytest.approx(expected, rel=1e-5)
+    assert max(sizes) <= most // 4 + 24 and len(sizes) >= 4
+    monkeypatch.setattr("train_entry.held_out.PLACES", 1)
+    assert loss(model, rows, 24, lambda: None) == pytest.approx(expected, rel=1e-5)
+    assert len(sizes) >= 24, "one row a pass is the least"
 
 
 def test_step_shares_are_exact_for_every_batch_size(model_folder):

@@ -69,6 +69,17 @@ def test_the_batch_stays_as_it_was_when_the_micro_batch_is_halved(short, new_job
         assert with_less["tokens"] == with_all["tokens"]
 
 
+def test_out_of_memory_in_an_evaluation_is_told_as_its_own_and_leaves_the_training_as_it_is(new_job):
+    job = new_job(train={"batch_size": 8, "micro_batch": 4, "checkpoint_steps": 2, "epochs": 9.0})
+    code, log = job.run(**with_mishap(kind="oom in evaluation"))
+    assert code == 1, log
+    failure = job.failure()
+    assert failure["kind"] == "oom" and "held-out evaluation was out of memory" in failure["message"]
+    assert "eval.batch_size (it is 4)" in failure["hint"]
+    assert not job.named("micro_batch") and not (job.checkpoints / "micro_batch.json").exists()
+    assert job.steps_kept() == [2]
+
+
 def test_a_rank_that_hangs_is_ended_and_every_stack_is_in_the_log(new_job):
     job = new_job(train={"max_steps": 100_000, "epochs": 1e6, "micro_batch": 2, "checkpoint_steps": 1})
     code, log = job.run(LAUNCH_PROCESSES="2", LAUNCH_HANG_MINUTES="0.1", **with_mishap(kind="hang", rank=1))

@@ -14,9 +14,9 @@ from test_tokens import parsed
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 
 from train_entry.data import Example
-from train_entry.loop import held_out_loss
+from train_entry.held_out import held_out_loss, packed_loss
 from train_entry.models import load_base, load_tokenizer, with_tuning
-from train_entry.packing import EXACT, Packing, as_tokens, difference, obstacle, packed_loss
+from train_entry.packing import EXACT, Packing, as_tokens, difference, obstacle
 from train_entry.prefix import PrefixCollator, lay_out, packs_of, rows_in_packs
 from train_entry.rows import Row
 from train_entry.trainers import make_trainer, packing_of, trainer_config

@@ -1,6 +1,7 @@
 """On a rank's path before everything else: its model fails or hangs in a real training step, as a device would.
 
-MISHAP is JSON: {"kind": "oom", "tokens": most that fit a forward pass} or {"kind": "hang", "rank": r, "step": s}.
+MISHAP is JSON: {"kind": "oom", "tokens": most that fit a forward pass}, {"kind": "oom in evaluation"} or
+{"kind": "hang", "rank": r, "step": s}.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ def prepared(model):
     def before(module, args, given):
         nonlocal seen
         if not module.training:
+            if mishap["kind"] == "oom in evaluation" and seen:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
             return
         seen += 1
         if mishap["kind"] == "oom" and given["input_ids"].numel() > mishap["tokens"] and seen > 2:
