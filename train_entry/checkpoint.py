@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from train_entry import watchdog
 from train_entry.config import changes, misfits
 from train_entry.events import say
-from train_entry.failure import JobError, write_atomic
+from train_entry.failure import FULL, JobError, write_atomic
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Checkpoint:
 def publish(
     built: Path, root: Path, step: int, parts: Mapping[str, str], notes: Mapping[str, Any], keep: int
 ) -> Path:
-    """Copy the folder `built` to root/step-N and make it a checkpoint; then keep only the `keep` newest.
+    """Copy the folder `built` to root/step-N and make it a checkpoint; then keep only the `keep` newest up to it.
 
     `parts` is the job's fingerprint field by field. Raises JobError("disk_full") with the older ones intact.
     """
@@ -59,11 +61,11 @@ def publish(
     except OSError as exc:
         shutil.rmtree(target, ignore_errors=True)
         raise JobError(
-            "disk_full" if exc.errno == errno.ENOSPC else "checkpoint",
+            "disk_full" if exc.errno in FULL else "checkpoint",
             f"could not write the checkpoint of step {step} to {root}: {exc}",
             "the checkpoint before it is intact; free space or raise resources.disk_gib, then resume",
         ) from exc
-    _forget_old(root, keep)
+    _forget_others(root, target, keep)
     return target
 
 
@@ -166,21 +168,47 @@ def _copy_tree(built: Path, target: Path) -> dict[str, dict[str, Any]]:
         name = source.relative_to(built).as_posix()
         destination = target / name
         destination.parent.mkdir(parents=True, exist_ok=True)
-        # Written once from front to back: mounts of object stores take nothing else.
-        with source.open("rb") as original, destination.open("wb") as file:
-            shutil.copyfileobj(original, file, 1 << 20)
-            file.flush()
-            os.fsync(file.fileno())
-        files[name] = {"size": source.stat().st_size, "sha256": sha256_of(source)}
+        files[name] = _copy(source, destination)
     return files
 
 
-def _forget_old(root: Path, keep: int) -> None:
-    complete = sorted((f for f in root.glob("step-*") if (f / MANIFEST).is_file()), reverse=True)
+def _copy(source: Path, destination: Path) -> dict[str, Any]:
+    """Copy a file onto the disk, however long that takes; its size and sha256.
+
+    Written once from front to back: mounts of object stores take nothing else.
+    """
+    digest, size = hashlib.sha256(), 0
+    with source.open("rb") as original, destination.open("wb") as file:
+        while block := original.read(BLOCK):
+            file.write(block)
+            digest.update(block)
+            size += len(block)
+            watchdog.beat()
+        file.flush()
+        os.fsync(file.fileno())
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def _forget_others(root: Path, published: Path, keep: int) -> None:
+    """Leave the `keep` newest checkpoints up to `published`.
+
+    Later ones were passed over when training went on from before them: they are damaged, or the job was taken
+    back. A folder without a manifest is what a killed copy left.
+    """
+    complete = []
+    for folder in sorted(root.glob("step-*"), reverse=True):
+        if folder.name <= published.name and (folder / MANIFEST).is_file():
+            complete.append(folder)
+        else:
+            _remove(folder)
     for old in complete[keep:]:
-        # The manifest goes first, so that a half-removed checkpoint is none.
-        (old / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
+
+
+def _remove(folder: Path) -> None:
+    # The manifest goes first, so that a half-removed checkpoint is none.
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def sha256_of(path: Path) -> str:

@@ -35,6 +35,14 @@ NETWORK = frozenset(
 """Names of classes, of Python's, requests, httpx and aiohttp, for a connection that failed."""
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_TEXTS = (
+    "No space left on device", "Disk quota exceeded",  # safetensors
+    "PytorchStreamWriter failed writing file", "unexpected pos ", "iostream error",  # torch.save
+)  # fmt: skip
+"""A full disk in the words of libraries that write by themselves, and tell no errno."""
+
+
 class JobError(Exception):
     """A failure with a known cause.
 
@@ -64,7 +72,7 @@ def classify(exc: BaseException) -> JobError:
             "lower train.micro_batch or data.max_length, set train.gradient_checkpointing: true, "
             "or use tuning.kind: qlora",
         )
-    if isinstance(exc, OSError) and exc.errno == errno.ENOSPC:
+    if (isinstance(exc, OSError) and exc.errno in FULL) or any(words in text for words in FULL_TEXTS):
         return JobError("disk_full", f"the disk is full: {exc}", "free space or raise resources.disk_gib")
     if type(exc).__name__ in ("DistBackendError", "DistNetworkError") or "/gloo/" in text:
         return JobError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 
 import pytest
@@ -81,7 +82,8 @@ def test_memory_that_can_not_be_had_is_told_as_such():
 
 
 def test_full_disk_is_told_as_such():
-    assert classify(OSError(errno.ENOSPC, "No space left on device")).kind == "disk_full"
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        assert classify(OSError(number, os.strerror(number))).kind == "disk_full"
 
 
 def test_memory_error_in_a_rank_leaves_failure_json_and_status_1(tmp_path, monkeypatch):

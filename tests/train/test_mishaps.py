@@ -124,6 +124,17 @@ def test_full_disk_ends_the_job_in_words_and_the_checkpoint_before_is_intact(new
     assert [p.name for p in job.checkpoints.glob("step-*")] == ["step-00000002"], "nothing is left of the other"
 
 
+@pytest.mark.parametrize("free_kib", [40, 150])  # torch's file does not fit, or safetensors' does not
+def test_a_full_disk_of_working_files_is_told_as_such(new_job, small_disk, free_kib):
+    job = new_job(train={"checkpoint_steps": 2})
+    (small_disk / "filler").write_bytes(b"x" * ((800 - free_kib) << 10))
+    code, log = job.run_rank(LAUNCH_WORK_DIR=str(small_disk / "work"))
+    assert code == 1, log
+    failure = job.failure()
+    assert failure["kind"] == "disk_full" and "resources.disk_gib" in failure["hint"]
+    assert job.named("step") and not job.steps_kept()
+
+
 def test_a_full_output_disk_is_told_though_nothing_can_be_written(new_job, small_disk):
     job = new_job()
     job.outputs = small_disk / "output"

@@ -129,6 +129,38 @@ def test_a_changed_job_goes_on_where_that_is_meant_and_the_weights_fit(
     assert refusal.value.hint == "run it as a new job"
 
 
+def test_what_stands_after_a_new_checkpoint_was_passed_over_and_goes(tmp_path: Path) -> None:
+    """Step 100 was damaged, so that training went on from 90 and is at 95."""
+    for step in (90, 100):
+        save(tmp_path, step)
+    damaged = tmp_path / "root/step-00000100/trainer/model.bin"
+    damaged.write_text("nothing")
+    assert newest_step(tmp_path) == 90
+    save(tmp_path, 95, keep=1)
+    assert newest_step(tmp_path) == 95
+    assert [f.name for f in (tmp_path / "root").iterdir()] == ["step-00000095"]
+
+
+def test_what_a_killed_copy_left_goes_with_the_next_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    left = tmp_path / "root/step-00000002/trainer"
+    left.mkdir(parents=True)
+    (left / "model.bin").write_text("half")
+    (tmp_path / "root/baseline.json").write_text("{}")
+    save(tmp_path, 3)
+    names = sorted(f.name for f in (tmp_path / "root").iterdir())
+    assert names == ["baseline.json", "step-00000001", "step-00000003"]
+
+
+def test_a_slow_copy_shows_that_it_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every block: a large checkpoint on a slow mount takes longer than a hang may."""
+    pulses = []
+    monkeypatch.setattr("train_entry.watchdog.beat", lambda: pulses.append(1))
+    monkeypatch.setattr("train_entry.checkpoint.BLOCK", 100)
+    publish(build(tmp_path, "x" * 1000), tmp_path / "root", 1, JOB, {}, 1)
+    assert len(pulses) >= 10 and newest_step(tmp_path) == 1
+
+
 FULL = """
 import resource, signal, sys
 from pathlib import Path
