@@ -24,7 +24,7 @@ from train_entry.divergence import refuse_diverged, watch
 from train_entry.failure import JobError, classify
 from train_entry.held_out import held_out_loss, packed_loss
 from train_entry.resuming import take_settings
-from train_entry.stop import StopWatch
+from train_entry.stop import Stopped, StopWatch
 
 Emit = Callable[..., None]
 
@@ -42,10 +42,16 @@ class Progress:
     final_loss: float | None = None
     start_loss: float | None = None
     high: int = 0
+    unjudged: bool = False
+    """A stop came while the held-out loss of the last step was measured: the next start begins with that."""
 
     def of_a_changed_job(self) -> Progress:
         """What stays when the job goes on as another: the time and the tokens. Its losses are not comparable."""
         return Progress(train_s=self.train_s, tokens=self.tokens)
+
+
+class Over(Exception):
+    """Raised before the first step of a start that has none to make."""
 
 
 class JobCallback(TrainerCallback):  # type: ignore[misc]
@@ -74,9 +80,13 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
         steps = max(1, math.ceil(batches / accumulate))
         self.eval_every = math.ceil(steps / self.job.train.evals_per_epoch)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **_: Any) -> None:
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, lr_scheduler: Any = None, **_: Any
+    ) -> None:
         if self.changed:
             take_settings(lr_scheduler, self.job, state.global_step, state.max_steps)
+        if self.progress.unjudged and self._over(state, model):
+            raise Over
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began = time.perf_counter()
@@ -91,17 +101,27 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
             self.stopped = self.stop.agreed()
             control.should_training_stop = control.should_training_stop or bool(self.stopped)
             return
+        over = self._over(state, model)
+        control.should_training_stop = control.should_training_stop or over
+        if over or self._save_due(state.global_step):
+            control.should_save = True
+
+    def _over(self, state: Any, model: Any) -> bool:
+        """Judge the step where that is due; True when it was the last, or the job must stop."""
         last = state.global_step >= state.max_steps
-        if last or state.global_step % self.eval_every == 0:
-            last |= self._judge(state, model)
+        if last or self.progress.unjudged or state.global_step % self.eval_every == 0:
+            enough = self._judge(state, model)
+            self.progress.unjudged = enough is None
+            if enough is None:
+                self.stopped = self.stop.agreed()
+                return True
+            last |= enough
         if last:
             self.progress.finished = True
             self._keep_result(model, only_if_missing=self.job.train.early_stopping is not None)
         else:
             self.stopped = self.stop.agreed()
-        control.should_training_stop = control.should_training_stop or last or bool(self.stopped)
-        if last or self.stopped or self._save_due(state.global_step):
-            control.should_save = True
+        return last or bool(self.stopped)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, model: Any = None, **_: Any) -> None:
         if not logs or "loss" not in logs:
@@ -138,7 +158,7 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
             for name, content in states if args.world_size > 1 else ():
                 (build / "trainer" / name).write_bytes(content)
             if (self.work / "result").is_dir():
-                shutil.copytree(self.work / "result", build / "result")
+                shutil.copytree(self.work / "result", build / "result", copy_function=_copy)
             path = publish(
                 build, self.checkpoints, state.global_step, self.parts,
                 dataclasses.asdict(self.progress), self.job.train.keep_checkpoints,
@@ -151,14 +171,17 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
             shutil.rmtree(written, ignore_errors=True)
         watchdog.beat()
 
-    def _judge(self, state: Any, model: Any) -> bool:
-        """Measure the held-out loss; True when it has not fallen for long enough."""
+    def _judge(self, state: Any, model: Any) -> bool | None:
+        """Measure the held-out loss; True when it has not fallen for long enough, None when a stop came first."""
         loss = None
         if state.is_world_process_zero:
             loss = self._held_out_loss(getattr(model, "module", model))
-            refuse_diverged("evaluation loss", loss, state.global_step)
-            self.emit("eval_loss", step=state.global_step, loss=loss)
+            if loss is not None:
+                refuse_diverged("evaluation loss", loss, state.global_step)
+                self.emit("eval_loss", step=state.global_step, loss=loss)
         loss = broadcast(loss)
+        if loss is None:
+            return None
         rule = self.job.train.early_stopping
         if rule is None:
             return False
@@ -170,14 +193,15 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
         progress.misses += 1
         return progress.misses >= rule.patience
 
-    def _held_out_loss(self, model: Any) -> float:
-        """Raises JobError("oom"): fewer rows a pass of the training would not help."""
+    def _held_out_loss(self, model: Any) -> float | None:
+        """None when the job must stop. Raises JobError("oom"): fewer rows a pass of training would not help."""
         rows = self.job.eval.batch_size
         try:
-            # Not the stop's tick: a stop during training is agreed on at the end of the step.
             if self.prefixes:
-                return packed_loss(model, self.held_out, rows, watchdog.beat)
-            return held_out_loss(model, self.held_out, rows, self.pad, watchdog.beat)
+                return packed_loss(model, self.held_out, rows, self._check_stop)
+            return held_out_loss(model, self.held_out, rows, self.pad, self._check_stop)
+        except Stopped:  # the ranks agree on it at the end of the step
+            return None
         except Exception as exc:
             error = classify(exc)
             if error.kind != "oom":
@@ -189,6 +213,10 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
                 "checkpoint",
             ) from exc
 
+    def _check_stop(self) -> None:
+        if reason := self.stop.reason():
+            raise Stopped(reason)
+
     def _keep_result(self, model: Any, only_if_missing: bool) -> None:
         """Save the weights that are the job's result so far."""
         target = self.work / "result"
@@ -196,7 +224,9 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
             return
         temporary = self.work / ".result"
         shutil.rmtree(temporary, ignore_errors=True)
+        watchdog.beat()
         getattr(model, "module", model).save_pretrained(temporary)
+        watchdog.beat()
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
 
@@ -204,6 +234,11 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
         every = self.job.train.checkpoint_steps
         by_clock = time.monotonic() - self._last_save >= self.job.train.checkpoint_minutes * 60
         return bool(broadcast(by_clock)) or bool(every and step % every == 0)
+
+
+def _copy(source: str, target: str) -> None:
+    watchdog.beat()
+    shutil.copyfile(source, target)
 
 
 def load_result(model: Any, folder: Path) -> None:

@@ -6,6 +6,7 @@ failure.json in LAUNCH_OUTPUT_DIR.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -175,6 +176,8 @@ def _run(at: Context) -> int:
     model = load_base(at.job, at.inputs, at.device)
     _agree_to_go_on(at)
     baseline = None
+    if at.first:
+        watchdog.begin(at.work, at.rank)  # the others wait for it
     if at.job.eval.baseline and not at.job.train.dry_run_steps:
         baseline = _baseline(at, model, tokenizer, data, parts)
     model = with_tuning(model, at.job)
@@ -268,7 +271,8 @@ def _train(
         callback.rows_of_step = lambda: rows_in(trainer.step_batches, data.train)
         resume = str(found.folder / "trainer") if found else None
         save = not at.job.train.dry_run_steps
-        memory.train(trainer, at.work, at.checkpoints, at.device, save, resume_from_checkpoint=resume)
+        with contextlib.suppress(loop.Over):
+            memory.train(trainer, at.work, at.checkpoints, at.device, save, resume_from_checkpoint=resume)
         callback.last_step = int(trainer.state.global_step)
     if progress.finished and at.first:  # the others hold no result, and judge nothing
         loop.load_result(model, at.work / "result")

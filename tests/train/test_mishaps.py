@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,45 @@ def test_a_rank_that_hangs_is_ended_and_every_stack_is_in_the_log(new_job):
     assert [e["kind"] for e in job.named("failure")] == ["hang"]
     assert "sitecustomize.py" in log and log.count("most recent call first") >= 2
     assert job.steps_kept(), "its checkpoints are there"
+
+
+def test_a_hang_before_the_training_is_found_too(new_job):
+    job = new_job(eval={"baseline": True})
+    code, log = job.run(LAUNCH_HANG_MINUTES="0.1", **with_mishap(kind="hang in baseline"))
+    assert code == 1, log
+    assert job.failure()["kind"] == "hang" and not job.named("step")
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_stop_ends_a_held_out_evaluation_and_the_next_start_begins_with_it(new_job, last):
+    """Machines that are taken away leave half a minute, and an evaluation may take many."""
+    train = {"max_steps": 6 if last else 12, "early_stopping": {"patience": 9}}
+    job, twin = (new_job(held_out=120, train=train) for _ in range(2))  # six steps an epoch, 30 passes
+    assert twin.run_rank()[0] == 0
+    process = job.start_rank(**with_mishap(kind="slow evaluation"))
+    job.wait_for_step(5)
+    time.sleep(3)
+    process.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert job.end_rank(process) == 143
+    assert time.monotonic() - began < 20, "30 s if it had been heard out"
+    assert job.steps_kept() == [6] and not job.named("eval_loss") and steps(job)[-1] == 6
+
+    (job.outputs / ".work/stop").unlink(missing_ok=True)  # __main__ tidies it up
+    process = job.start_rank(**with_mishap(kind="slow evaluation"))
+    job.wait_for(lambda events: events[-1]["event"] == "packing" and events[-1]["run"] == "run2")
+    process.send_signal(signal.SIGTERM)
+    assert job.end_rank(process) == 143
+    assert job.steps_kept() == [6] and job.named("stopped")[-1]["step"] == 6 and not job.named("eval_loss")
+
+    (job.outputs / ".work/stop").unlink(missing_ok=True)
+    code, log = job.run_rank()
+    assert code == 0, log
+    told = [[(e["step"], e["loss"]) for e in j.named("eval_loss")] for j in (job, twin)]
+    assert told[0] == told[1] and told[0][0][0] == 6
+    assert steps(job) == steps(twin) and job.weights() == twin.weights()
+    metrics = [json.loads((j.outputs / "artifact/metrics.json").read_text())["train"] for j in (job, twin)]
+    assert metrics[0]["best_step"] == metrics[1]["best_step"] > 0
 
 
 def test_patience_that_is_no_number_is_refused():
