@@ -18,7 +18,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from train_entry.config import TrainJob
 from train_entry.data import Example, label_ids
-from train_entry.prefix import ROW_TOKENS, PrefixCollator, lay_out
+from train_entry.prefix import ROW_TOKENS, PrefixCollator, packs_of, width_of
 
 Kind = Literal["prefix", "flat", "padded", "sequences"]
 
@@ -195,8 +195,12 @@ def _pass(batch: Sequence[Example], kind: Kind) -> Cost:
     if kind == "padded":
         width = max(map(len, batch))
         return Cost(len(batch) * width, len(batch) * width**2)
-    tokens = sum(map(len, batch)) if kind == "flat" else len(lay_out([(e.prompt, e.completion) for e in batch]))
-    return Cost(tokens, tokens**2)
+    if kind == "flat":
+        tokens = sum(map(len, batch))
+        return Cost(tokens, tokens**2)
+    packs = packs_of([(e.prompt, e.completion) for e in batch], BUDGET)
+    width = width_of(packs)
+    return Cost(len(packs) * width, len(packs) * width**2)
 
 
 def _fits(rows: Sequence[Example], size: int, kind: Kind, budget: int) -> bool:

@@ -77,9 +77,9 @@ def packs_of(rows: Sequence[TokenRow], budget: int) -> list[Pack]:
     return [*packs_of(ordered[:middle], budget), *packs_of(ordered[middle:], budget)]
 
 
-def tokens_of(rows: Sequence[TokenRow]) -> int:
-    """Tokens that a pack of the rows has."""
-    return len(lay_out(rows))
+def width_of(packs: Sequence[Pack]) -> int:
+    """Tokens that each of the packs takes in a batch."""
+    return -(-max(map(len, packs)) // WIDTH) * WIDTH
 
 
 def _grow(pack: Pack, rows: list[TokenRow], depth: int, parent: tuple[int, ...]) -> None:
@@ -121,7 +121,7 @@ class PrefixCollator:
     def __call__(self, batch: Sequence[Mapping[str, list[int]]]) -> dict[str, Any]:
         """Logits are asked for at the places alone that predict a learnt token of some pack."""
         packs = packs_of([_as_row(row) for row in batch], self.budget)
-        width = -(-max(map(len, packs)) // WIDTH) * WIDTH
+        width = width_of(packs)
         targets = torch.tensor([[*p.targets, *[UNLEARNT] * (width - len(p))] for p in packs])
         columns = (targets != UNLEARNT).any(dim=0).nonzero().squeeze(1)
         learnt = targets[:, columns]

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
 from train_entry.data import Example
 from train_entry.held_out import held_out_loss, packed_loss
 from train_entry.models import load_base, load_tokenizer, with_tuning
-from train_entry.packing import EXACT, Packing, as_tokens, difference, obstacle
+from train_entry.packing import EXACT, Packing, _pass, as_tokens, difference, obstacle
 from train_entry.prefix import PrefixCollator, lay_out, packs_of, rows_in_packs
 from train_entry.rows import Row
 from train_entry.trainers import make_trainer, packing_of, trainer_config
@@ -220,6 +220,16 @@ def test_rows_that_share_little_are_put_end_to_end_or_padded(model_folder, tmp_p
         dataclasses.replace(e, prompt=e.prompt[-1:] * 20, completion=(5, 1)) for e in examples(64, prefixes=(0,))
     ]
     assert chosen(model, job, tmp_path, even).kind == "padded"
+
+
+def test_a_prefix_costs_what_its_collator_makes_of_the_rows(model_folder, tmp_path, monkeypatch):
+    """Packs that the budget splits, each with the prefix of its own, and padded to the widest."""
+    monkeypatch.setattr("train_entry.packing.BUDGET", 100)
+    rows = examples(8, prefixes=(60, 60))
+    batch = PrefixCollator(100)([as_tokens(row, "completion") for row in rows])
+    assert batch["input_ids"].shape[0] > 1
+    cost = _pass(rows, "prefix")
+    assert cost.tokens == batch["input_ids"].numel() and cost.pairs == batch["attention_mask"].numel()
 
 
 @pytest.mark.parametrize("asked", [True, False])
