@@ -1,7 +1,8 @@
 """A hung rank is found, its stacks are in the log and it is ended: a machine that waits forever is paid for.
 
-Standard library only. Ranks leave a pulse (the time of a file) at every micro-batch of training and every batch
-of judging; __main__ looks at them from outside, since a hung process can't be trusted to notice.
+Standard library only. Ranks leave a pulse (the time of a file) at every micro-batch of training, every batch of
+judging and every block of a checkpoint; __main__ looks at them from outside, since a hung process can't be trusted
+to notice. The first rank does so from the judging of the base model on, the others from the training on.
 """
 
 from __future__ import annotations
