@@ -15,10 +15,11 @@ from moto.core.responses import ActionResult
 from moto.iam.models import iam_backends
 from moto.iam.responses import IamResponse
 from moto.logs.responses import LogsResponse
+from moto.s3.responses import S3Response
 from moto.sagemaker.responses import SageMakerResponse
 from moto.servicequotas.responses import ServiceQuotasResponse
 
-from tests.emulators.sagemaker import quotas, rules
+from tests.emulators.sagemaker import quotas, rules, uploads
 from tests.emulators.sagemaker.job import TrainingJob
 from tests.emulators.sagemaker.life import Life
 from tests.emulators.sagemaker.storage import Storage
@@ -35,6 +36,7 @@ def install(world: World) -> None:
     for cls, methods in (
         (SageMakerResponse, _training(world)),
         (IamResponse, {"simulate_principal_policy": _simulate(world)}),
+        (S3Response, uploads.methods()),
         (LogsResponse, {"get_log_events": _log_events(world)}),
         (ServiceQuotasResponse, quotas.methods(world)),
     ):
