@@ -64,6 +64,8 @@ class Choice:
 
     job: JobSpec
     offer: Offer
+    dearest: Offer
+    """The offer, or what of resources.fallback costs most; without a price where one of them has none."""
     preview: Preview | None = None
     """The backend's offers beside each other; None where the job's time is not known."""
     line: Line | None = None
@@ -84,7 +86,8 @@ def choose(
     if isinstance(estimator, str):
         offers = list(target.offers(job.resources))
         offer = _priced(target, job, next((o for o in offers if o.instance_type == machine), offers[0]))
-        return Choice(job=_within_budget(job, offer), offer=offer, why_unknown=estimator)
+        dearest = _dearest(target, job, offer)
+        return Choice(job=_within_budget(job, dearest), offer=offer, dearest=dearest, why_unknown=estimator)
     candidates = candidates_of(target, job, estimator, apart=False)
     own = [replace(one, can_run=True) for one in candidates]  # a plan is made for a backend that only plans, too
     preview = compare(estimator, own, limits=Limits())
@@ -97,7 +100,8 @@ def choose(
         line = preview.chosen
     offer = replace(line.estimate.offer, region=job.resources.region)
     offer = _priced(target, job, offer)
-    return Choice(job=_within_budget(job, offer), offer=offer, preview=preview, line=line)
+    dearest = _dearest(target, job, offer)
+    return Choice(job=_within_budget(job, dearest), offer=offer, dearest=dearest, preview=preview, line=line)
 
 
 def _over_budget(budget: Decimal, line: Line, everywhere: Callable[[], Preview] | None) -> OverBudgetError:
@@ -136,6 +140,21 @@ def _priced(target: Backend, job: JobSpec, offer: Offer) -> Offer:
     return replace(offer, hourly=rate * offer.nodes, price_source=source)
 
 
+def _dearest(target: Backend, job: JobSpec, offer: Offer) -> Offer:
+    """What the job may get and costs most, or has no price: the vendor takes any of resources.fallback."""
+    wanted = job.resources
+    if not wanted.fallback or not target.capabilities.fallback:
+        return offer
+    own = len(list(target.offers(wanted.model_copy(update={"fallback": ()}))))
+    # Backends that offer the others put them behind their own; the rest is asked for by the machines' names.
+    others = list(target.offers(wanted))[own:] or [
+        replace(offer, instance_type=name, gpu=None, gpus=0, hourly=None, price_source=None)
+        for name in wanted.fallback
+    ]
+    found = [offer, *(_priced(target, job, replace(one, region=offer.region)) for one in others)]
+    return max(found, key=lambda one: Decimal("Infinity") if one.hourly is None else one.hourly)
+
+
 def _within_budget(job: JobSpec, offer: Offer) -> JobSpec:
     """The budget becomes the job's time limit, so that the backend's own hard stop keeps it."""
     if job.budget is None or offer.backend == "local":
@@ -143,7 +162,8 @@ def _within_budget(job: JobSpec, offer: Offer) -> JobSpec:
     if offer.hourly is None:
         raise OverBudgetError(
             f"budget: ${job.budget} can't be kept: {offer.backend}'s price of {offer.instance_type} is not known",
-            "launch prices refresh, or your own rate in prices.yaml (docs/prices.md), or take budget out",
+            "launch prices refresh, or your own rate in prices.yaml (docs/prices.md), or take budget"
+            + (" or resources.fallback out" if job.resources.fallback else " out"),
         )
     hours = float(job.budget / offer.hourly) - GRACE_HOURS
     if hours < LEAST_HOURS:
@@ -169,7 +189,9 @@ def render(target: Backend, choice: Choice, bundle: Bundle, token: str, lineage:
 
 def _estimate(choice: Choice) -> CostEstimate:
     """The band as far as it is known, below the hard stop; with what the ledger will compare."""
-    ceiling = estimate(choice.offer, hard_stop_s(choice.job) / 3600)
+    ceiling = estimate(choice.dearest, hard_stop_s(choice.job) / 3600)
+    if choice.dearest.hourly is None and choice.dearest is not choice.offer:
+        ceiling = replace(ceiling, missing=(f"the price of {choice.dearest.instance_type}",))
     if choice.preview is None or choice.line is None:
         why = (choice.why_unknown,) if choice.why_unknown and choice.offer.backend != "local" else ()
         return replace(ceiling, missing=(*ceiling.missing, *why))

@@ -10,6 +10,7 @@ from typing import Any
 
 from backends.base import Plan, Problem, Site
 from backends.sagemaker.aws import LOGIN, Aws
+from backends.sagemaker.machines import types_of
 from backends.sagemaker.policies import SERVICE, trust
 from launcher.errors import BackendError, CredentialsError, JobNotFoundError, LaunchError, UnreachableError
 
@@ -77,7 +78,7 @@ class Account:
                 what=f"role {name} can't be taken on by SageMaker: its trust policy does not name {SERVICE}",
                 fix=f"aws iam update-assume-role-policy --role-name {name} --policy-document '{trust()}'",
             )
-        if not self._may(_principal(caller), "iam:PassRole", arn, {"iam:PassedToService": SERVICE}):
+        if not self._may(self._principal(caller), "iam:PassRole", arn, {"iam:PassedToService": SERVICE}):
             yield Problem(
                 what=f"you ({caller}) may not pass role {name} to SageMaker (iam:PassRole)",
                 fix="launch setup sagemaker --advice prints the policy; whoever manages the account attaches it",
@@ -99,19 +100,22 @@ class Account:
             )
 
     def _of_quota(self, plan: Plan) -> Iterator[Problem]:
-        wanted = plan.job.resources
+        """Of every machine that the job may get: SageMaker counts them all."""
+        wanted, region = plan.job.resources, self._aws.region
         kind = "spot training job usage" if wanted.spot else "training job usage"
-        name = f"{plan.offer.instance_type} for {kind}"
+        names = [f"{name} for {kind}" for name in types_of(plan.request["ResourceConfig"])]
         try:
             pages = self._aws.pages(
                 "service-quotas", "list_service_quotas", "reading quotas", ServiceCode="sagemaker"
             )
-            quota = next((q for page in pages for q in page["Quotas"] if q["QuotaName"] == name), None)
+            quotas = {q["QuotaName"]: q for page in pages for q in page["Quotas"] if q["QuotaName"] in names}
         except (BackendError, JobNotFoundError) as exc:
-            self._unsure.append(_unseen(f"the quota {name!r}", exc))
+            self._unsure.append(_unseen(f"the quota {names[0]!r}", exc))
             return
-        if quota is not None and quota["Value"] < wanted.nodes:
-            code, region = quota["QuotaCode"], self._aws.region
+        for name, quota in sorted(quotas.items(), key=lambda found: names.index(found[0])):
+            if quota["Value"] >= wanted.nodes:
+                continue
+            code = quota["QuotaCode"]
             yield Problem(
                 what=f"the quota {name!r} is {quota['Value']:g} in {region}, and the job needs {wanted.nodes}",
                 fix="aws service-quotas request-service-quota-increase --service-code sagemaker "
@@ -178,8 +182,25 @@ class Account:
             f"the right {action}", "iam", "simulate_principal_policy",
             PolicySourceArn=principal, ActionNames=[action], ResourceArns=[resource], ContextEntries=entries,
         )  # fmt: skip
-        results = (answer or {}).get("EvaluationResults") or ()
+        if answer is None:
+            unknown = f"the right {action} could not be checked: IAM does not know {principal}"
+            fix = "sign in as a user or role of this account, or see that it has the right"
+            self._unsure.append(Problem(what=unknown, fix=fix, fatal=False))
+            return True
+        results = answer.get("EvaluationResults") or ()
         return all(result["EvalDecision"] == "allowed" for result in results)
+
+    def _principal(self, caller: str) -> str:
+        """The role behind a session (arn:aws:sts::1:assumed-role/NAME/SESSION), else the caller itself."""
+        match = re.fullmatch(r"(arn:[^:]+):sts::(\d+):assumed-role/([^/]+)/.+", caller)
+        if match is None:
+            return caller
+        try:
+            # A session does not tell its role's path, which those of single sign-on have.
+            role = self._aws.call("iam", "get_role", "looking at your own role", RoleName=match[3])
+        except (BackendError, JobNotFoundError):
+            return f"{match[1]}:iam::{match[2]}:role/{match[3]}"
+        return str(role["Role"]["Arn"])
 
     def _region_of(self, bucket: str) -> str | None:
         try:
@@ -198,12 +219,6 @@ def _trusts(document: Any) -> bool:
 
 def _allows(statement: Mapping[str, Any]) -> bool:
     return statement.get("Effect") == "Allow" and isinstance(statement.get("Principal"), Mapping)
-
-
-def _principal(caller: str) -> str:
-    """The role behind a session (arn:aws:sts::1:assumed-role/NAME/SESSION), else the caller itself."""
-    match = re.fullmatch(r"(arn:[^:]+):sts::(\d+):assumed-role/([^/]+)/.+", caller)
-    return f"{match[1]}:iam::{match[2]}:role/{match[3]}" if match else caller
 
 
 def _unseen(what: str, exc: LaunchError) -> Problem:

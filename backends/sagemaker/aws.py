@@ -41,6 +41,8 @@ MISSING = frozenset(
         "NoSuchBucket",
     )
 )  # fmt: skip
+OF_A_JOB = frozenset(("DescribeTrainingJob", "StopTrainingJob", "DeleteTrainingJob"))
+"""Operations whose ValidationException may say that a job is gone. CreateTrainingJob's is about what it names."""
 
 
 class Aws:
@@ -52,9 +54,10 @@ class Aws:
 
     def client(self, service: str) -> Any:
         """boto3's client of a service. Raises BackendNotInstalledError or CredentialsError."""
-        if service not in self._clients:
-            self._clients[service] = self._make(service)
-        return self._clients[service]
+        found = self._clients.get(service)
+        if found is None:  # another thread, whose login has expired, may empty the table at any time
+            found = self._clients[service] = self._make(service)
+        return found
 
     def call(
         self, service: str, operation: str, doing: str, *, expects: str | None = None, **arguments: Any
@@ -141,10 +144,12 @@ def code_of(exc: BaseException) -> str:
 
 
 def is_missing(exc: BaseException) -> bool:
-    """Does AWS say that it does not have the thing? SageMaker says so as a ValidationException, too."""
+    """Does AWS say that it does not have the thing? SageMaker says so of a job as a ValidationException, too."""
     text = str(exc).lower()
     return code_of(exc) in MISSING or (
-        code_of(exc) == "ValidationException" and ("not found" in text or "could not find" in text)
+        code_of(exc) == "ValidationException"
+        and getattr(exc, "operation_name", None) in OF_A_JOB
+        and ("not found" in text or "could not find" in text)
     )
 
 

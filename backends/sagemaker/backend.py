@@ -298,22 +298,16 @@ def _image_in_words(algorithm: Mapping[str, Any]) -> str:
     return f"{image} ({'; '.join(notes)})" if notes else image
 
 
-def _types(resources: Mapping[str, Any]) -> list[str]:
-    """Every instance type of the request, in the order in which they are tried."""
-    listed = [*resources.get("InstancePreferences", ()), *resources.get("InstanceGroups", ())]
-    return [name for name in (resources.get("InstanceType"), *(one["InstanceType"] for one in listed)) if name]
-
-
 def _hardware_in_words(resources: Mapping[str, Any]) -> str:
     if groups := resources.get("InstanceGroups"):
         return " and ".join(f"{g['InstanceCount']} x {machines.in_words(g['InstanceType'])}" for g in groups)
     count = resources.get("InstanceCount", 1)
-    text = ", else ".join(machines.in_words(name) for name in _types(resources))
+    text = ", else ".join(machines.in_words(name) for name in machines.types_of(resources))
     return f"{count} x {text}" if count > 1 else text
 
 
 def _disk_in_words(resources: Mapping[str, Any]) -> str:
-    own = [machines.BY_NAME[name].nvme_gb for name in _types(resources) if name in machines.BY_NAME]
+    own = [machines.BY_NAME[name].nvme_gb for name in machines.types_of(resources) if name in machines.BY_NAME]
     if own:
         return f"{min(own)} GB of the machine's own NVMe; VolumeSizeInGB has no meaning there"
     return f"{resources.get('VolumeSizeInGB', 'no')} GB volume"

@@ -126,6 +126,8 @@ class SageMakerJobs:
             try:
                 client.create_secret(Name=name, SecretString=value, Tags=tags)
             except client.exceptions.ResourceExistsException:
+                if {"Key": STORED_TAG, "Value": name} not in client.describe_secret(SecretId=name).get("Tags", ()):
+                    raise _not_ours(name, region) from None
                 client.put_secret_value(SecretId=name, SecretString=value)
         return f"Secrets Manager in {region}, {name}"
 
@@ -183,6 +185,15 @@ class SageMakerJobs:
         for page in pages:
             for result in page.get("Results") or ():
                 yield result["TrainingJob"]
+
+
+def _not_ours(name: str, region: str) -> ConfigError:
+    tag = f"Key={STORED_TAG},Value={name}"
+    return ConfigError(
+        f"Secrets Manager in {region} has a secret {name} that launch did not put there: it stays as it is",
+        "a job reads it as it is; to let launch replace its value: aws secretsmanager tag-resource "
+        f"--secret-id {name} --tags {tag} --region {region}",
+    )
 
 
 def region_of(job: JobSpec, site: Site) -> str:

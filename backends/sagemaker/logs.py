@@ -33,7 +33,7 @@ class LogReader:
 
     def __init__(self, aws: Aws) -> None:
         self._aws = aws
-        self._next_page: dict[tuple[str, Position], str] = {}
+        self._next_page: dict[tuple[str, Position], Position] = {}
 
     def lines(self, job: str, cursor: str | None) -> Iterator[LogLine]:
         """The whole lines after `cursor`, stream by stream in the order in which the streams began."""
@@ -64,19 +64,21 @@ class LogReader:
 
     def _events(self, stream: str, at: Position) -> Iterator[tuple[dict[str, Any], Position]]:
         """The events after `at`, each with the position behind it."""
-        if following := self._next_page.get((stream, at)):
-            at = Position(following, 0, at.before + at.read)
+        last = at
+        at = self._next_page.get((stream, at), at)
         while True:
             page, at = self._page(stream, at)
             for event in page["events"][at.read :]:
-                at = at._replace(read=at.read + 1)
+                last = at = at._replace(read=at.read + 1)
                 yield event, at
             following = page["nextForwardToken"]
-            # At a stream's end AWS gives back the token that it was asked with.
-            if following == at.token or not page["events"]:
+            # At a stream's end AWS gives back the token that it was asked with; an empty page is no end.
+            ended = following == at.token
+            if not ended:
+                at = Position(following, 0, at.before + at.read)
+            self._next_page[(stream, last)] = at
+            if ended:
                 return
-            self._next_page[(stream, at)] = following
-            at = Position(following, 0, at.before + at.read)
 
     def _page(self, stream: str, at: Position) -> tuple[dict[str, Any], Position]:
         """The page that `at` is in. A token lives for a day only: with an old one it is counted from the start."""
@@ -92,8 +94,9 @@ class LogReader:
             more = {"nextToken": at.token} if at.token else {}
             page = self._aws.call("logs", "get_log_events", DOING, expects="events", **asked, **more)
             count, following = len(page["events"]), page["nextForwardToken"]
-            if at.before + count >= wanted or following == at.token or not count:
-                return page, at._replace(read=max(0, wanted - at.before))
+            if at.before + count >= wanted or following == at.token:
+                # Where fewer are there than were read, those that still come are new.
+                return page, at._replace(read=min(count, wanted - at.before))
             at = Position(following, 0, at.before + count)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from backends.gpus import of_model
 from cost.offers import Offer
@@ -115,6 +116,12 @@ def offers(backend: str, wanted: Resources) -> Iterator[Offer]:
             spot=wanted.spot,
             note=_note(family, machine, wanted),
         )
+
+
+def types_of(resources: Mapping[str, Any]) -> list[str]:
+    """Every instance type of the request, in the order in which they are tried."""
+    listed = [*resources.get("InstancePreferences", ()), *resources.get("InstanceGroups", ())]
+    return [name for name in (resources.get("InstanceType"), *(one["InstanceType"] for one in listed)) if name]
 
 
 def in_words(name: str) -> str:

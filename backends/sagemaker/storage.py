@@ -5,16 +5,25 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from typing import Any
 
 from backends.base import BundleFile
-from backends.sagemaker.aws import Aws
+from backends.sagemaker.aws import Aws, code_of
 from backends.storage import LARGE, BundleStore, Count
-from launcher.errors import BackendError, JobNotFoundError
+from launcher.errors import BackendError, JobNotFoundError, LaunchError
 
 MOST_PARTS = 9000
 """S3 takes 10,000."""
 DELETED_AT_ONCE = 1000
+CHECKSUM = "SHA256"
+"""Said when an upload begins, of every part, and of every part once more at the end: S3 refuses it otherwise, and
+botocore's own default is another (CRC32, botocore 1.44.8).
+https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html (read 2026-11-25)
+"""
+OVERTAKEN = frozenset(("NoSuchUpload", "InvalidPart"))
+"""Another launcher has ended the upload, or sent a part anew."""
+TRIES = 3
 
 
 class Storage(BundleStore):
@@ -70,9 +79,11 @@ class Storage(BundleStore):
                 )
 
     def send_small(self, file: BundleFile, key: str) -> None:
-        """S3 itself compares the bytes with the hash."""
+        """S3 itself compares what arrives with the hash."""
         content = self.source(file).read_bytes()
-        checksum = base64.b64encode(bytes.fromhex(file.sha256)).decode()
+        if sha256(content).hexdigest() != file.sha256:
+            raise _changed(file)
+        checksum = _base64(bytes.fromhex(file.sha256))
         self._aws.call(
             "s3", "put_object", self.doing("uploading", file.path),
             Bucket=self.bucket, Key=key, Body=content, ChecksumSHA256=checksum, **self._encryption,
@@ -85,33 +96,47 @@ class Storage(BundleStore):
             )
 
     def send_parts(self, file: BundleFile, key: str, moved: Count) -> None:
-        """Parts that an earlier try has sent are kept: the key stands for the content, so equal size is equal."""
+        """Parts that an earlier try has sent are kept. Others may send the same file at the same time."""
+        for tries_left in reversed(range(TRIES)):
+            counted = Tally(moved)
+            try:
+                self._send_parts(file, key, counted)
+                return
+            except LaunchError as exc:
+                if code_of(exc.__cause__ or exc) not in OVERTAKEN or not tries_left:
+                    raise
+                there = dict(self.keys(key)).get(key) == file.size
+                counted.add((file.size if there else 0) - counted.done)
+                if there:  # the other was faster
+                    return
+
+    def _send_parts(self, file: BundleFile, key: str, moved: Tally) -> None:
+        """Every part and the whole are compared with their hashes. Raises BackendError for a file that changed."""
         part_size = max(LARGE, math.ceil(file.size / MOST_PARTS))
         upload, sent = self._open_upload(key)
-        parts = []
+        asked: dict[str, Any] = {"Bucket": self.bucket, "Key": key, "UploadId": upload}
+        doing, whole, parts = self.doing("uploading", file.path), sha256(), []
         with self.source(file).open("rb") as source:
             for number in range(1, math.ceil(file.size / part_size) + 1):
-                size = min(part_size, file.size - (number - 1) * part_size)
-                known = sent.get(number)
-                if known is None or known["Size"] != size:
-                    source.seek((number - 1) * part_size)
-                    known = self._aws.call(
-                        "s3", "upload_part", self.doing("uploading", file.path),
-                        Bucket=self.bucket, Key=key, UploadId=upload, PartNumber=number, Body=source.read(size),
-                    )  # fmt: skip
-                parts.append({"PartNumber": number, "ETag": known["ETag"]})
-                moved.add(size)
-        self._aws.call(
-            "s3", "complete_multipart_upload", self.doing("uploading", file.path),
-            Bucket=self.bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts},
-        )  # fmt: skip
+                content = source.read(part_size)
+                whole.update(content)
+                part: dict[str, Any] = {"PartNumber": number, "ChecksumSHA256": _base64(sha256(content).digest())}
+                known = sent.get(number, {})
+                if known.get("ChecksumSHA256") != part["ChecksumSHA256"]:
+                    known = self._aws.call("s3", "upload_part", doing, **asked, **part, Body=content)
+                parts.append({**part, "ETag": known["ETag"]})
+                moved.add(len(content))
+        if whole.hexdigest() != file.sha256:
+            self._aws.call("s3", "abort_multipart_upload", doing, **asked)
+            raise _changed(file)
+        self._aws.call("s3", "complete_multipart_upload", doing, **asked, MultipartUpload={"Parts": parts})
 
     def _open_upload(self, key: str) -> tuple[str, Mapping[int, Mapping[str, Any]]]:
         """(id, part number -> part) of the upload that was broken off, or of a new one."""
         doing = self.doing("uploading", key)
         for page in self._aws.pages("s3", "list_multipart_uploads", doing, Bucket=self.bucket, Prefix=key):
             for upload in page.get("Uploads") or ():
-                if upload["Key"] == key:
+                if upload["Key"] == key and upload.get("ChecksumAlgorithm") == CHECKSUM:
                     asked = {"Bucket": self.bucket, "Key": key, "UploadId": upload["UploadId"]}
                     found = [
                         part
@@ -120,6 +145,27 @@ class Storage(BundleStore):
                     ]
                     return upload["UploadId"], {part["PartNumber"]: part for part in found}
         made = self._aws.call(
-            "s3", "create_multipart_upload", doing, Bucket=self.bucket, Key=key, **self._encryption
-        )
+            "s3", "create_multipart_upload", doing,
+            Bucket=self.bucket, Key=key, ChecksumAlgorithm=CHECKSUM, **self._encryption,
+        )  # fmt: skip
         return made["UploadId"], {}
+
+
+class Tally:
+    """What one try has counted, so that it can be taken back."""
+
+    def __init__(self, moved: Count) -> None:
+        self.done = 0
+        self._moved = moved
+
+    def add(self, size: int) -> None:
+        self.done += size
+        self._moved.add(size)
+
+
+def _changed(file: BundleFile) -> BackendError:
+    return BackendError(f"{file.path} has changed while it was packed", "the same command again")
+
+
+def _base64(digest: bytes) -> str:
+    return base64.b64encode(digest).decode()

@@ -22,7 +22,7 @@ def client(home: Path) -> Client:
     return Client(home)
 
 
-def planned(client: Client, tmp_path: Path, **changes: Any) -> Planned:
+def planned(client: Client, tmp_path: Path, backend: str = "sagemaker", **changes: Any) -> Planned:
     (tmp_path / "rows.jsonl").write_text(
         '{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n'
     )
@@ -30,7 +30,7 @@ def planned(client: Client, tmp_path: Path, **changes: Any) -> Planned:
         "name": "demo", "model": "org/m", "task": "generation", "data": {"train": "rows.jsonl"},
         "resources": {"gpu": "A10G", "region": "us-west-2"}, **changes,
     }  # fmt: skip
-    return client.plan(JobSpec.model_validate(spec), tmp_path, "sagemaker")
+    return client.plan(JobSpec.model_validate(spec), tmp_path, backend)
 
 
 def rate(plan: Plan) -> Decimal:
@@ -82,3 +82,33 @@ def test_a_budget_that_buys_nothing_is_refused_with_the_rate(client: Client, tmp
 def test_a_budget_without_a_known_price_is_refused(client: Client, tmp_path: Path) -> None:
     with pytest.raises(OverBudgetError, match="not known"):
         planned(client, tmp_path, budget=50, resources={"gpu": "H200", "region": "us-west-2", "gpus": 8})
+
+
+def test_a_budget_is_kept_on_the_dearest_machine_of_the_fallback(client: Client, tmp_path: Path) -> None:
+    alone = {"gpu": "A10G", "region": "us-west-2"}
+    listed = {**alone, "fallback": ["ml.g5.xlarge", "ml.p4d.24xlarge"]}
+    large = planned(client, tmp_path, resources={"gpu": "A100", "region": "us-west-2"}).plan
+    first = planned(client, tmp_path, budget=50, resources=alone).plan
+    plan = planned(client, tmp_path, budget=50, resources=listed).plan
+    assert (plan.offer.instance_type, rate(plan)) == (first.offer.instance_type, rate(first))
+    assert large.offer.instance_type == "ml.p4d.24xlarge"
+    seconds = plan.request["StoppingCondition"]["MaxRuntimeInSeconds"]
+    assert abs(float(rate(large)) * seconds / 3600 - 50) < 0.01
+    assert plan.estimate.ceiling is not None and abs(plan.estimate.ceiling - 50) < Decimal("0.01")
+
+
+def test_a_budget_with_a_fallback_of_unknown_price_is_refused_by_its_name(client: Client, tmp_path: Path) -> None:
+    resources = {"gpu": "A10G", "region": "us-west-2", "fallback": ["ml.p4d.24xlarge", "ml.p5en.48xlarge"]}
+    with pytest.raises(OverBudgetError, match=r"ml\.p5en\.48xlarge is not known") as refusal:
+        planned(client, tmp_path, budget=50, resources=resources)
+    assert "resources.fallback" in (refusal.value.hint or "")
+    unlimited = planned(client, tmp_path, resources=resources).plan
+    assert unlimited.estimate.high is None
+    assert "the price of ml.p5en.48xlarge" in unlimited.estimate.missing
+
+
+def test_a_budget_counts_the_gpus_that_skypilot_may_fall_back_to(client: Client, tmp_path: Path) -> None:
+    resources = {"gpu": "L4", "region": None, "fallback": ["A100-80GB:8"]}
+    plan = planned(client, tmp_path, "skypilot", budget=50, resources=resources).plan
+    assert plan.job.resources.max_hours is not None
+    assert plan.job.resources.max_hours * float(rate(plan)) < 25

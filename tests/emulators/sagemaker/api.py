@@ -14,10 +14,12 @@ from typing import Any
 from moto.core.responses import ActionResult
 from moto.iam.models import iam_backends
 from moto.iam.responses import IamResponse
+from moto.logs.responses import LogsResponse
+from moto.s3.responses import S3Response
 from moto.sagemaker.responses import SageMakerResponse
 from moto.servicequotas.responses import ServiceQuotasResponse
 
-from tests.emulators.sagemaker import quotas, rules
+from tests.emulators.sagemaker import quotas, rules, uploads
 from tests.emulators.sagemaker.job import TrainingJob
 from tests.emulators.sagemaker.life import Life
 from tests.emulators.sagemaker.storage import Storage
@@ -34,6 +36,8 @@ def install(world: World) -> None:
     for cls, methods in (
         (SageMakerResponse, _training(world)),
         (IamResponse, {"simulate_principal_policy": _simulate(world)}),
+        (S3Response, uploads.methods()),
+        (LogsResponse, {"get_log_events": _log_events(world)}),
         (ServiceQuotasResponse, quotas.methods(world)),
     ):
         for name, method in methods.items():
@@ -183,6 +187,26 @@ def _simulate(world: World) -> Method:
         return ActionResult({"EvaluationResults": results, "IsTruncated": False})
 
     return simulate_principal_policy
+
+
+def _log_events(world: World) -> Method:
+    sound = LogsResponse.get_log_events
+
+    def get_log_events(self: Any) -> Any:
+        """`Partially full or empty pages don't necessarily mean that pagination is finished.`
+
+        https://docs.aws.amazon.com/AmazonCloudWatchLogs/latest/APIReference/API_GetLogEvents.html (2026-11-25)
+        """
+        asked = self._get_param("nextToken") or f"f/{-1:056d}"  # before the first event
+        with world.lock:
+            if world.settings.empty_log_pages <= 0 or not asked.startswith("f/"):
+                return sound(self)
+            world.settings.empty_log_pages -= 1
+        digits = asked.removeprefix("f/")  # a zero less is another token for the same place
+        token = f"f/{int(digits):0{len(digits) - 1}d}"
+        return json.dumps({"events": [], "nextForwardToken": token, "nextBackwardToken": token.replace("f", "b")})
+
+    return get_log_events
 
 
 def _members(response: Any, name: str) -> list[str]:

@@ -42,6 +42,8 @@ class Settings:
     """Between two looks at the checkpoints folder."""
     log_delay_s: float = 0
     """How late a line arrives in CloudWatch Logs."""
+    empty_log_pages: int = 0
+    """How many of the next pages of logs come without an event, and with a token to go on with."""
     capacity_wait_s: float = 0.2
     """How long an on-demand job is tried for where there is no capacity."""
     life_s: float = 1800
