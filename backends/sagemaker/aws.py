@@ -38,7 +38,7 @@ BUSY = frozenset(
 MISSING = frozenset(
     (
         "ResourceNotFound", "ResourceNotFoundException", "NoSuchKey", "404", "NotFound", "NoSuchEntity",
-        "NoSuchBucket",
+        "NoSuchBucket", "NoSuchUpload",
     )
 )  # fmt: skip
 

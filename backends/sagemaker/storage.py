@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from backends.base import BundleFile
@@ -54,13 +55,11 @@ class Storage(BundleStore):
         with self._aws.errors(doing):
             yield from found["Body"].iter_chunks(2**20)
 
-    def remove(self, prefix: str) -> None:
-        """Delete every object below `prefix`."""
-        found = [key for key, _ in self.keys(prefix)]
-        for start in range(0, len(found), DELETED_AT_ONCE):
-            objects = [{"Key": key} for key in found[start : start + DELETED_AT_ONCE]]
+    def delete(self, keys: Sequence[str]) -> None:
+        for start in range(0, len(keys), DELETED_AT_ONCE):
+            objects = [{"Key": key} for key in keys[start : start + DELETED_AT_ONCE]]
             answer = self._aws.call(
-                "s3", "delete_objects", self.doing("removing", prefix),
+                "s3", "delete_objects", self.doing("removing", keys[start]),
                 Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True},
             )  # fmt: skip
             if errors := answer.get("Errors"):
@@ -89,22 +88,24 @@ class Storage(BundleStore):
         part_size = max(LARGE, math.ceil(file.size / MOST_PARTS))
         upload, sent = self._open_upload(key)
         parts = []
-        with self.source(file).open("rb") as source:
-            for number in range(1, math.ceil(file.size / part_size) + 1):
-                size = min(part_size, file.size - (number - 1) * part_size)
-                known = sent.get(number)
-                if known is None or known["Size"] != size:
-                    source.seek((number - 1) * part_size)
-                    known = self._aws.call(
-                        "s3", "upload_part", self.doing("uploading", file.path),
-                        Bucket=self.bucket, Key=key, UploadId=upload, PartNumber=number, Body=source.read(size),
-                    )  # fmt: skip
-                parts.append({"PartNumber": number, "ETag": known["ETag"]})
-                moved.add(size)
+        for number, part in enumerate(self.parts(file, part_size, lambda: self._abort(key, upload)), 1):
+            known = sent.get(number)
+            if known is None or known["Size"] != len(part):
+                known = self._aws.call(
+                    "s3", "upload_part", self.doing("uploading", file.path),
+                    Bucket=self.bucket, Key=key, UploadId=upload, PartNumber=number, Body=part,
+                )  # fmt: skip
+            parts.append({"PartNumber": number, "ETag": known["ETag"]})
+            moved.add(len(part))
         self._aws.call(
             "s3", "complete_multipart_upload", self.doing("uploading", file.path),
             Bucket=self.bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts},
         )  # fmt: skip
+
+    def _abort(self, key: str, upload: str) -> None:
+        doing = self.doing("giving up", key)
+        with contextlib.suppress(JobNotFoundError):
+            self._aws.call("s3", "abort_multipart_upload", doing, Bucket=self.bucket, Key=key, UploadId=upload)
 
     def _open_upload(self, key: str) -> tuple[str, Mapping[int, Mapping[str, Any]]]:
         """(id, part number -> part) of the upload that was broken off, or of a new one."""
