@@ -19,7 +19,14 @@ from backends.azureml.places import DEFAULT_DATASTORE, JOB_TAG, LINEAGE_TAG, OUT
 from backends.azureml.storage import Storage
 from backends.base import Bundle, JobRef, JobState, JobStatus, LogLine, Plan, Progress, Site
 from backends.storage import ROOT
-from launcher.errors import BackendError, ConfigError, JobNotFoundError, LaunchError
+from launcher.errors import (
+    BackendError,
+    ConfigError,
+    CredentialsError,
+    JobNotFoundError,
+    LaunchError,
+    UnreachableError,
+)
 
 STUDIO = "https://ml.azure.com/runs/{job}?wsid={workspace}"
 VAULT = "https://{vault}.vault.azure.net"
@@ -77,19 +84,22 @@ class AzureMLJobs:
         ended = states.time_of(run.get("endTimeUtc")) if state.terminal else None
         error = states.error_of(run)
         left: Mapping[str, Any] = {}
-        code: int | None = None
-        if state == JobState.FAILED:
-            left, code = self._left(job, "failure.json"), self._left(job, "state.json").get("exit")
+        stopped: Mapping[str, Any] = {}
+        if state == JobState.FAILED or (state == JobState.CANCELLED and states.names_preemption(error)):
+            left, stopped = self._left(job, "failure.json"), self._left(job, "state.json")
+        preempted = states.was_preempted(state, error, left, stopped) and self._may_be_taken(ref, job, state)
+        if preempted:
+            state = JobState.FAILED
         workspace = workspace_path(ref.scope)
         return JobStatus(
             state=state,
             detail=states.detail_of(word),
-            reason=states.reason_of(state, error, left, code),
+            reason=states.reason_of(state, error, left, stopped.get("exit"), preempted),
             started=started,
             ended=ended,
             interruptions=self._interruptions(ref, job, state, started is not None),
             url=STUDIO.format(job=ref.id, workspace=quote(workspace, safe="/")),
-            preempted=states.was_preempted(state, error),
+            preempted=preempted,
         )
 
     def logs(self, ref: JobRef, cursor: str | None = None) -> Iterator[LogLine]:
@@ -104,6 +114,8 @@ class AzureMLJobs:
         job = self._get(ref)
         if states.state_of(str(job["properties"].get("status"))).terminal:
             return
+        with contextlib.suppress(LaunchError):  # it only tells this cancellation from a lost cluster's
+            self._storage_of(ref, job).put(_cancelled(ref.id), b"")
         try:
             self._azure.call("POST", f"{_path(ref)}/cancel", f"stopping {ref.id}", version=API_VERSION)
         except BackendError:
@@ -207,17 +219,35 @@ class AzureMLJobs:
     def _left(self, job: Mapping[str, Any], name: str) -> dict[str, Any]:
         """A file that the job left in its output folder; empty where there is none to read."""
         ref = JobRef(self.name, _scope(job["id"]), job["name"])
-        with contextlib.suppress(LaunchError, ValueError):
+        try:
             found = json.loads(self._storage_of(ref, job).get(f"{_output(ref.id)}{name}") or b"{}")
-            return found if isinstance(found, dict) else {}
-        return {}
+        except (UnreachableError, CredentialsError):  # the next look may read it
+            raise
+        except (LaunchError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _may_be_taken(self, ref: JobRef, job: Mapping[str, Any], state: JobState) -> bool:
+        """Is the job on spot, serverless or on a low-priority cluster, and has nobody cancelled it with launch?"""
+        properties = job["properties"]
+        if state == JobState.CANCELLED and self._storage_of(ref, job).get(_cancelled(ref.id)) is not None:
+            return False
+        if not (compute := properties.get("computeId")):
+            return bool((properties.get("queueSettings") or {}).get("jobTier") == "Spot")
+        try:
+            told = self._azure.call("GET", compute, f"looking at the compute of {ref.id}", version="2024-10-01")
+        except JobNotFoundError:
+            return False
+        return bool((told.get("properties", {}).get("properties") or {}).get("vmPriority") == "LowPriority")
 
     def _interruptions(self, ref: JobRef, job: Mapping[str, Any], state: JobState, has_run: bool) -> int:
         """How often a spot job was thrown back. Azure ML does not count: its starts are in its events.
 
         The newest event may be on its way, so what was seen once holds.
         """
-        if not has_run or (job["properties"].get("queueSettings") or {}).get("jobTier") != "Spot":
+        properties = job["properties"]
+        spot = (properties.get("queueSettings") or {}).get("jobTier") == "Spot" or properties.get("computeId")
+        if not has_run or not spot:  # a cluster's priority is not the job's to say
             return self._interrupted.get(ref, 0)
         count = max(self._starts(ref, job), 1) - (0 if state in BEFORE_RUNNING else 1)
         self._interrupted[ref] = max(count, self._interrupted.get(ref, 0))
@@ -266,6 +296,11 @@ def _path(ref: JobRef) -> str:
 
 def _output(token: str) -> str:
     return f"{ROOT}/jobs/{token}/output/"
+
+
+def _cancelled(token: str) -> str:
+    """The mark of a job that launch has cancelled."""
+    return f"{ROOT}/jobs/{token}/cancelled"
 
 
 def _tag(job: Mapping[str, Any], tag: str) -> str | None:

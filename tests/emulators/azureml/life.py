@@ -64,6 +64,9 @@ class Life(threading.Thread):
 
     @property
     def spot(self) -> bool:
+        compute = str(self.properties.get("computeId") or "").rpartition("/")[2]
+        if compute:
+            return self.settings.computes.get(compute, {}).get("vmPriority") == "LowPriority"
         return bool((self.properties.get("queueSettings") or {}).get("jobTier") == "Spot")
 
     def described(self) -> dict[str, Any]:
@@ -138,6 +141,8 @@ class Life(threading.Thread):
             self.enter("Finalizing")
             if why == "fail":
                 return "Failed", PREEMPTED
+            if why == "lost":
+                return "Canceled", PREEMPTED
             if why in ("cancel", "timeout"):
                 return "Canceled", None
             codes = [process.returncode for process in self.processes]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,27 +20,11 @@ from tests.emulators.azureml.emulator import AzureMLEmulator
 PART = 2**16
 
 
-@pytest.fixture(scope="module")
-def emulator() -> Iterator[AzureMLEmulator]:
-    if problem := AzureMLEmulator.unavailable():
-        pytest.skip(problem)
-    with AzureMLEmulator() as made:
-        yield made
-
-
 @pytest.fixture
-def azure(emulator: AzureMLEmulator, monkeypatch: pytest.MonkeyPatch) -> Iterator[AzureMLEmulator]:
-    for name, value in emulator.environment.items():
-        monkeypatch.setenv(name, value)
-    yield emulator
-    emulator.clear()
-
-
-@pytest.fixture
-def storage(azure: AzureMLEmulator, monkeypatch: pytest.MonkeyPatch) -> Storage:
+def storage(signed_in: AzureMLEmulator, monkeypatch: pytest.MonkeyPatch) -> Storage:
     for module in (common, own):
         monkeypatch.setattr(module, "LARGE", PART)
-    path = workspace_path(f"{azure.subscription}:{azure.group}:{azure.workspace}")
+    path = workspace_path(f"{signed_in.subscription}:{signed_in.group}:{signed_in.workspace}")
     return Storage(Azure(), path, "workspaceblobstore")
 
 
@@ -105,30 +88,30 @@ def _short(content: bytes, number: int) -> str:
 
 
 def test_an_upload_and_a_download_that_take_longer_than_a_signature_go_on(
-    storage: Storage, azure: AzureMLEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, signed_in: AzureMLEmulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = os.urandom(8 * PART)
     wanted = bundle(tmp_path, "long", content)
     monkeypatch.setattr(own, "SECRET_S", 0.5)
     monkeypatch.setattr(own, "PIECE", PART)
-    azure.set(signature_s=1.5)
-    azure.fault("slow", "PutBlock", times=8, seconds=0.3)
+    signed_in.set(signature_s=1.5)
+    signed_in.fault("slow", "PutBlock", times=8, seconds=0.3)
     storage.put_bundle(wanted, "job-4", lambda _: None)
-    azure.fault("slow", "GetBlob", times=9, seconds=0.3)
+    signed_in.fault("slow", "GetBlob", times=9, seconds=0.3)
     assert b"".join(storage.read_from(key_of(wanted), 7)) == content[7:]
-    assert len(azure.calls("ListSecrets")) > 4
+    assert len(signed_in.calls("ListSecrets")) > 4
 
 
 def test_a_secret_that_cannot_be_asked_for_now_is_not_taken_for_one_that_may_not(
-    storage: Storage, azure: AzureMLEmulator, monkeypatch: pytest.MonkeyPatch
+    storage: Storage, signed_in: AzureMLEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("backends.azureml.azure.ATTEMPTS", 0)
-    azure.fault("unavailable", "ListSecrets")
+    signed_in.fault("unavailable", "ListSecrets")
     with pytest.raises(UnreachableError):
         storage.get("x/none")
     assert storage.get("x/none") is None
-    assert len(azure.calls("ListSecrets")) == 2
-    azure.deny("arm:ListSecrets")
+    assert len(signed_in.calls("ListSecrets")) == 2
+    signed_in.deny("arm:ListSecrets")
     storage._client = None
     storage.put("x/own-sign-in", b"x")
     assert storage.get("x/own-sign-in") == b"x"
