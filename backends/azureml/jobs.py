@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -36,6 +37,8 @@ DATASTORE = re.compile(r"datastores/([^/]+)/paths/")
 BEFORE_RUNNING = (JobState.QUEUED, JobState.STARTING)
 REMOVAL_S = 120
 """How long release waits for a job to be gone."""
+SETTLED_S = 30.0
+"""So long after the end a line without a newline is taken for whole. Followers read on for longer (drain_s)."""
 
 
 class AzureMLJobs:
@@ -107,7 +110,9 @@ class AzureMLJobs:
         if run is None:
             self._get(ref)  # a job without details may be none at all
             return
-        over = states.state_of(str(run.get("status"))).terminal
+        over, ended = states.state_of(str(run.get("status"))).terminal, states.time_of(run.get("endTimeUtc"))
+        # The log's last bytes may come after the job's end.
+        over = over and (ended is None or (datetime.now(UTC) - ended).total_seconds() > SETTLED_S)
         yield from lines(self._azure, ref.id, run.get("logFiles") or {}, over, cursor)
 
     def cancel(self, ref: JobRef) -> None:
@@ -140,7 +145,12 @@ class AzureMLJobs:
         # The job itself goes last: a removal that was interrupted can be repeated.
         self._azure.call("DELETE", _path(ref), f"removing {ref.id}", version=API_VERSION)
         until = time.monotonic() + REMOVAL_S
-        while self._look(ref) is not None and time.monotonic() < until:
+        while self._look(ref) is not None:
+            if time.monotonic() > until:
+                raise BackendError(
+                    f"Azure ML still removes {ref.id} after {REMOVAL_S} s; its files are gone",
+                    f"launch release {ref.id} again, later",
+                )
             time.sleep(0.5)
 
     def find(self, site: Site, token: str, region: str | None = None) -> JobRef | None:
@@ -165,7 +175,16 @@ class AzureMLJobs:
         url = f"{VAULT.format(vault=vault)}/secrets/{vault_name(name)}"
         body = {"value": value, "tags": {"finelaunch_secret": name}}
         doing = f"storing {name} in Key Vault {vault}"
-        self._azure.call("PUT", url, doing, version=VAULT_VERSION, body=body, scope=VAULT_SCOPE)
+        try:
+            self._azure.call("PUT", url, doing, version=VAULT_VERSION, body=body, scope=VAULT_SCOPE)
+        except BackendError as exc:
+            if "deleted but recoverable" not in exc.message:
+                raise
+            raise BackendError(
+                f"{doing}: a secret of that name was deleted there and can still be recovered",
+                f"az keyvault secret recover --vault-name {vault} --name {vault_name(name)}, "
+                "then the same command again",
+            ) from exc
         return f"Key Vault {vault}, {vault_name(name)}"
 
     def _put_environment(self, environment: Mapping[str, Any]) -> None:
@@ -205,7 +224,9 @@ class AzureMLJobs:
         if ref.scope not in self._histories:
             doing = f"looking at workspace {path.rpartition('/')[2]}"
             told = self._azure.call("GET", path, doing, version="2024-10-01")
-            found = self._azure.call("GET", told["properties"]["discoveryUrl"], doing, scope=None)
+            if not (discovery := told.get("properties", {}).get("discoveryUrl")):
+                raise BackendError(f"{doing}: Azure does not say where its run history is", "see the workspace")
+            found = self._azure.call("GET", str(discovery), doing, scope=None)
             # The sign-in goes there: nowhere but to Azure.
             host = urlsplit(str(found.get("api"))).hostname or ""
             if not host.endswith(".azureml.ms"):

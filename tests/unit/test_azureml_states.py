@@ -141,5 +141,24 @@ def test_a_signed_address_in_an_error_is_masked() -> None:
     assert "ab%2Fc" not in found.message
 
 
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("EnvironmentCredential: Authentication failed: HTTPSConnectionPool(host='login.microsoftonline.com', "
+         "port=443): Max retries exceeded (Failed to resolve 'login.microsoftonline.com')", UnreachableError),
+        ("EnvironmentCredential: Authentication failed: ('Unable to connect to proxy', ...)", UnreachableError),
+        ("AzureCliCredential: Please run 'az login' to set up an account", CredentialsError),
+        ("ManagedIdentityCredential: HTTPConnectionPool(host='169.254.169.254'): Max retries exceeded",
+         CredentialsError),
+    ],
+)  # fmt: skip
+def test_a_lost_network_is_told_from_a_sign_in_that_is_missing(line: str, kind: type[LaunchError]) -> None:
+    exceptions = pytest.importorskip("azure.core.exceptions")
+    error = exceptions.ClientAuthenticationError(
+        f"DefaultAzureCredential failed\nAttempted credentials:\n\t{line}"
+    )
+    assert type(in_words(error, "signing in")) is kind
+
+
 def test_words_are_there_for_known_states_only() -> None:
     assert set(states.WORDS) <= set(STATES)

@@ -13,12 +13,15 @@ import pytest
 from backends.azureml import AzureMLBackend
 from backends.azureml.azure import Azure, workspace_path
 from backends.azureml.storage import Storage
-from backends.base import JobRef, JobState, JobStatus
+from backends.base import JobRef, JobState, JobStatus, Plan, Site
+from cost.estimate import estimate
 from launcher.errors import BackendError, UnreachableError
 from tests.emulators.azureml.emulator import AzureMLEmulator
+from tests.unit.azureml_jobs import bundle, job
 
 WAITS = "trap 'exit 143' TERM; echo up; while true; do sleep 0.05; done"
 FAILS = "echo up; exit 3"
+SIZE = "Standard_NC8as_T4_v3"
 SPOT = {"queueSettings": {"jobTier": "Spot"}}
 NUMBERS = itertools.count()
 
@@ -46,6 +49,13 @@ class Jobs:
         for path, given in ((environment, {"image": "any"}), (f"{self.path}/jobs/{name}", body)):
             Azure().call("PUT", path, "starting", version="2025-01-01-preview", body={"properties": given})
         return JobRef("azureml", self.scope, name)
+
+    def site(self) -> Site:
+        facts = {
+            "subscription": self.azure.subscription, "resource_group": self.azure.group,
+            "workspace": self.azure.workspace, "key_vault": self.azure.vault, "region": "eastus",
+        }  # fmt: skip
+        return Site(backend="azureml", facts=facts)
 
     def leave(self, ref: JobRef, name: str, content: Any) -> None:
         store = Storage(Azure(), self.path, "workspaceblobstore")
@@ -133,3 +143,71 @@ def test_an_interruption_on_a_low_priority_cluster_is_counted(jobs: Jobs) -> Non
     assert jobs.backend.status(ref).interruptions == 1
     jobs.backend.cancel(ref)
     jobs.end(ref)
+
+
+def test_a_last_line_without_its_end_is_held_until_no_more_can_come(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = jobs.start("printf 'whole\\nhalf'")
+    jobs.end(ref)
+    first = list(jobs.backend.logs(ref))
+    assert [line.text for line in first] == ["whole"]
+    with jobs.azure.blob(f"ExperimentRun/dcid.{ref.id}/user_logs/std_log.txt", "azureml").open("a") as log:
+        log.write(" is whole, too")  # flushed late
+    monkeypatch.setattr("backends.azureml.jobs.SETTLED_S", 0)
+    assert [line.text for line in jobs.backend.logs(ref, first[-1].cursor)] == ["half is whole, too"]
+
+
+def test_a_removal_that_takes_too_long_is_told(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = jobs.start("true")
+    jobs.end(ref)
+    jobs.azure.set(removes=False)
+    monkeypatch.setattr("backends.azureml.jobs.REMOVAL_S", 0)
+    with pytest.raises(BackendError, match="still removes"):
+        jobs.backend.release(ref)
+    jobs.azure.set(removes=True)
+    jobs.backend.release(ref)
+    assert jobs.backend.find(jobs.site(), ref.id) is None
+
+
+def test_a_workspace_without_a_run_history_and_a_deleted_secret_are_told(jobs: Jobs) -> None:
+    ref = jobs.start("true")
+    jobs.azure.set(discovery=False, deleted_secrets=["HF-TOKEN"])
+    with pytest.raises(BackendError, match="where its run history is"):
+        jobs.backend.status(ref)
+    with pytest.raises(BackendError, match="recovered") as problem:
+        jobs.backend.put_secret(jobs.site(), "HF_TOKEN", "x")
+    assert "az keyvault secret recover --vault-name fakevault --name HF-TOKEN" in (problem.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("fact", "value", "fix"),
+    [
+        ("subscription", "0" * 8 + "-0000-0000-0000-" + "0" * 12, "az account set"),
+        ("resource_group", "elsewhere", "az group create --name elsewhere"),
+        ("workspace", "elsewhere", "az ml workspace create --name elsewhere"),
+    ],
+)
+def test_what_is_not_there_is_told_by_its_kind(jobs: Jobs, fact: str, value: str, fix: str) -> None:
+    site = Site(backend="azureml", facts={**jobs.site().facts, fact: value})
+    (problem,) = jobs.backend.check(site)
+    assert fix in problem.fix
+
+
+@pytest.mark.parametrize("spot", [False, True])
+@pytest.mark.parametrize(("quota", "used", "fatal"), [(8, 0, None), (1000, 996, False), (4, 0, True)])
+def test_quota_that_is_in_use_is_waited_for_and_quota_that_is_too_small_is_not(
+    jobs: Jobs, quota: int, used: int, fatal: bool | None, spot: bool
+) -> None:
+    spec = job(resources={"gpu": "T4", "spot": spot})
+    offer = next(offer for offer in jobs.backend.offers(spec.resources) if offer.instance_type == SIZE)
+    name = "triage-1"
+    request = jobs.backend.render(spec, offer, bundle(), jobs.site(), name, name)
+    plan = Plan(
+        job=spec, offer=offer, bundle=bundle(), site=jobs.site(), token=name, lineage=name,
+        request=request, estimate=estimate(offer, 24.0),
+    )  # fmt: skip
+    row = "low-priority" if spot else "standardNCASv3_T4Family"  # the first is on the list's second page
+    jobs.azure.set(quotas={row: quota}, used={row: used})
+    told = [p for p in jobs.backend.check(jobs.site(), plan) if p.kind == "quota"]
+    assert [p.fatal for p in told] == ([] if fatal is None else [fatal])

@@ -56,6 +56,14 @@ class Settings:
     """How long a signature that is made from now on is accepted."""
     quotas: dict[str, int] = field(default_factory=dict)
     """Family, or `low-priority` -> vCPUs; default: 1000."""
+    used: dict[str, int] = field(default_factory=dict)
+    """Family, or `low-priority` -> vCPUs that are in use."""
+    deleted_secrets: list[str] = field(default_factory=list)
+    """Names that the vault keeps for recovery."""
+    discovery: bool = True
+    """Whether the workspace says where its run history is."""
+    removes: bool = True
+    """Whether a job that is removed is gone soon."""
     vault_roles: list[str] = field(default_factory=lambda: ["4633458b-17de-408a-b874-0445c86b69e6"])
     """Ids of the roles that the jobs' identity has on the vault; none where `vault_policies` says who may what."""
     vault_policies: list[str] | None = None
