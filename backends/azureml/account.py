@@ -75,11 +75,7 @@ class Account:
         }
 
     def _no_workspace(self, site: Site, said: str) -> Problem:
-        """`said`: Azure's answer, whose code names what is missing.
-
-        https://learn.microsoft.com/azure/azure-resource-manager/troubleshooting/common-deployment-errors
-        (read 2026-11-25)
-        """
+        """`said`: Azure's answer, whose code names what is missing."""
         group, name, subscription = site.need("resource_group"), site.need("workspace"), site.need("subscription")
         if "SubscriptionNotFound" in said:
             return Problem(

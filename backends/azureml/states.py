@@ -82,7 +82,7 @@ def was_preempted(state: JobState, error: str, left: Mapping[str, Any], ended: M
     """Of a job on spot: was its machine taken away? `left` and `ended`: its failure.json and state.json.
 
     Azure ML fails it with a word on that, or as a process that a signal has ended; with a whole cluster it is
-    cancelled. https://learn.microsoft.com/azure/batch/batch-spot-vms (read 2026-11-25)
+    cancelled, as the documentation of its batch deployments has it.
     """
     if left.get("retry") is False or state not in (JobState.FAILED, JobState.CANCELLED):
         return False
