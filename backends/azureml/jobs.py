@@ -119,8 +119,6 @@ class AzureMLJobs:
         job = self._get(ref)
         if states.state_of(str(job["properties"].get("status"))).terminal:
             return
-        with contextlib.suppress(LaunchError):  # it only tells this cancellation from a lost cluster's
-            self._storage_of(ref, job).put(_cancelled(ref.id), b"")
         try:
             self._azure.call("POST", f"{_path(ref)}/cancel", f"stopping {ref.id}", version=API_VERSION)
         except BackendError:
@@ -128,6 +126,8 @@ class AzureMLJobs:
             now = str(self._get(ref)["properties"].get("status"))
             if now != "CancelRequested" and not states.state_of(now).terminal:
                 raise
+        with contextlib.suppress(LaunchError):  # it only tells this cancellation from a lost cluster's
+            self._storage_of(ref, job).put(_cancelled(ref.id), b"")
 
     def download(self, ref: JobRef, to: Path) -> None:
         self._storage_of(ref, self._get(ref)).bring_output(_output(ref.id), to)

@@ -141,7 +141,7 @@ class Life(threading.Thread):
             self.enter("Finalizing")
             if why == "fail":
                 return "Failed", PREEMPTED
-            if why == "lost":
+            if why == "lost" or self.is_lost_meanwhile():
                 return "Canceled", PREEMPTED
             if why in ("cancel", "timeout"):
                 return "Canceled", None
@@ -153,6 +153,11 @@ class Life(threading.Thread):
                     "file 'user_logs/std_log.txt' for error details."
                 )
             return "Completed", None
+
+    def is_lost_meanwhile(self) -> bool:
+        """Does a cancelled job lose its cluster while it ends?"""
+        plan = self.world.interruption_for(self.name, self.spot) if self.cancelled.is_set() else None
+        return plan is not None and plan.kind == "lost"
 
     def attempt(self) -> str:
         """The processes of all machines, to their end; why they ended."""
