@@ -12,6 +12,7 @@ import pytest
 
 from backends.azureml import AzureMLBackend
 from backends.azureml.azure import Azure, workspace_path
+from backends.azureml.places import JOB_TAG
 from backends.azureml.storage import Storage
 from backends.base import JobRef, JobState, JobStatus, Plan, Site
 from cost.estimate import estimate
@@ -67,6 +68,17 @@ class Jobs:
             assert time.monotonic() < until, status
             time.sleep(0.05)
         return status
+
+
+def planned(jobs: Jobs, spot: bool = False) -> Plan:
+    spec = job(resources={"gpu": "T4", "spot": spot})
+    offer = next(offer for offer in jobs.backend.offers(spec.resources) if offer.instance_type == SIZE)
+    name = "triage-1"
+    request = jobs.backend.render(spec, offer, bundle(), jobs.site(), name, name)
+    return Plan(
+        job=spec, offer=offer, bundle=bundle(), site=jobs.site(), token=name, lineage=name,
+        request=request, estimate=estimate(offer, 24.0),
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -200,15 +212,24 @@ def test_what_is_not_there_is_told_by_its_kind(jobs: Jobs, fact: str, value: str
 def test_quota_that_is_in_use_is_waited_for_and_quota_that_is_too_small_is_not(
     jobs: Jobs, quota: int, used: int, fatal: bool | None, spot: bool
 ) -> None:
-    spec = job(resources={"gpu": "T4", "spot": spot})
-    offer = next(offer for offer in jobs.backend.offers(spec.resources) if offer.instance_type == SIZE)
-    name = "triage-1"
-    request = jobs.backend.render(spec, offer, bundle(), jobs.site(), name, name)
-    plan = Plan(
-        job=spec, offer=offer, bundle=bundle(), site=jobs.site(), token=name, lineage=name,
-        request=request, estimate=estimate(offer, 24.0),
-    )  # fmt: skip
+    plan = planned(jobs, spot)
     row = "low-priority" if spot else "standardNCASv3_T4Family"  # the first is on the list's second page
     jobs.azure.set(quotas={row: quota}, used={row: used})
     told = [p for p in jobs.backend.check(jobs.site(), plan) if p.kind == "quota"]
     assert [p.fatal for p in told] == ([] if fatal is None else [fatal])
+
+
+@pytest.mark.filterwarnings("ignore")  # azure-ai-ml's and marshmallow's own, hundreds
+def test_azures_own_client_sees_the_job_that_was_sent(jobs: Jobs) -> None:
+    pytest.importorskip("azure.ai.ml")
+    from azure.ai.ml import MLClient
+    from azure.identity import EnvironmentCredential
+
+    plan, azure = planned(jobs), jobs.azure
+    jobs.backend._put_environment(plan.request["environment"])
+    ref = jobs.backend.submit(plan)
+    ml = MLClient(EnvironmentCredential(), azure.subscription, azure.group, azure.workspace, show_progress=False)
+    seen = ml.jobs.get(ref.id)
+    assert (seen.name, seen.tags[JOB_TAG]) == (ref.id, ref.id)
+    assert {"output", "checkpoints"} <= set(seen.outputs)
+    assert [found.name for found in ml.jobs.list(tag=JOB_TAG)] == [ref.id]
