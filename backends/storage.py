@@ -12,21 +12,24 @@ from __future__ import annotations
 import json
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from backends.base import Bundle, BundleFile, Moved, Plan, Progress, bundle_of, job_record
 from backends.files import bring, vouched_files
-from launcher.errors import BackendError
+from launcher.errors import BackendError, JobNotFoundError
 
 ROOT = "finelaunch"
 LARGE = 16 * 2**20
 """From this many bytes on a file is sent in parts, and found again in other bundles."""
 WORKERS = 4
+SENDS = 3
+"""How often a large file is sent whose parts are gone when they are to be joined."""
 
 
 class BundleStore(ABC):
@@ -50,8 +53,12 @@ class BundleStore(ABC):
         """(key, size) of every object below `prefix`."""
 
     @abstractmethod
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete these very objects; one that is gone already is no error."""
+
     def remove(self, prefix: str) -> None:
-        """Delete every object below `prefix`."""
+        """Delete every object whose key starts with `prefix`."""
+        self.delete([key for key, _ in self.keys(prefix)])
 
     @abstractmethod
     def read_from(self, key: str, start: int) -> Iterator[bytes]:
@@ -63,7 +70,10 @@ class BundleStore(ABC):
 
     @abstractmethod
     def send_parts(self, file: BundleFile, key: str, moved: Count) -> None:
-        """Upload a large file; what an earlier try has sent is kept."""
+        """Upload a large file; what an earlier try has sent is kept, and nothing of a file that has changed.
+
+        Raises JobNotFoundError when the parts are gone: another launcher has joined them.
+        """
 
     @abstractmethod
     def copy(self, other: str, key: str) -> None:
@@ -83,15 +93,21 @@ class BundleStore(ABC):
         if missing:
             progress(f"{len(missing)} of {len(bundle.files)} files to send to {self.uri(home)}/")
         with ThreadPoolExecutor(WORKERS) as pool:
-            for done in [pool.submit(self._send, file, f"{home}/{file.path}", moved) for file in missing]:
-                done.result()
+            sent = [pool.submit(self._send, file, f"{home}/{file.path}", moved) for file in missing]
+            try:
+                for done in as_completed(sent):
+                    done.result()
+            except BaseException:  # Ctrl-C, too: what has not begun does not begin, what has ends with its part
+                moved.stop()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         listed = [{"path": f.path, "size": f.size, "sha256": f.sha256} for f in bundle.files]
         if missing or self.get(f"{home}.json") is None:
             self.put(f"{home}.json", json.dumps(listed).encode())
 
     def drop_bundle(self, sha256: str, token: str) -> None:
         """The job needs its bundle no more; the last one to say so removes it."""
-        self.remove(f"{ROOT}/uses/{sha256}/{token}")
+        self.delete([f"{ROOT}/uses/{sha256}/{token}"])  # no prefix: a job's name may begin with another's
         if not any(True for _ in self.keys(f"{ROOT}/uses/{sha256}/")):
             self.remove(f"{ROOT}/bundles/{sha256}.json")  # first: a half-removed bundle is not whole
             self.remove(f"{ROOT}/bundles/{sha256}/")
@@ -158,8 +174,20 @@ class BundleStore(ABC):
             self.copy(other, key)
             moved.add(file.size)
         else:
-            self.send_parts(file, key, moved)
+            self._send_large(file, key, moved)
             self.put(pointer, key.encode())
+
+    def _send_large(self, file: BundleFile, key: str, moved: Count) -> None:
+        for left in reversed(range(SENDS)):
+            try:
+                self.send_parts(file, key, moved)
+            except JobNotFoundError:
+                # Another launcher that sends the same file may have joined its parts, here or elsewhere.
+                if dict(self.keys(key)).get(key) != file.size:
+                    if not left:
+                        raise
+                    continue
+            return
 
     def source(self, file: BundleFile) -> Path:
         """Where the file is on this machine. Raises BackendError where it is not."""
@@ -169,6 +197,24 @@ class BundleStore(ABC):
                 "launch run with the job file",
             )
         return file.source
+
+    def content(self, file: BundleFile) -> bytes:
+        """The file's bytes. Raises BackendError when they are not those that were packed."""
+        return b"".join(self.parts(file, LARGE))
+
+    def parts(self, file: BundleFile, size: int, drop: Callable[[], None] = lambda: None) -> Iterator[bytes]:
+        """The file in parts of `size` bytes. Raises BackendError at its end when it is not what was packed.
+
+        `drop` removes what was sent of it by then.
+        """
+        digest = sha256()
+        with self.source(file).open("rb") as source:
+            while part := source.read(size):
+                digest.update(part)
+                yield part
+        if digest.hexdigest() != file.sha256:
+            drop()
+            raise BackendError(f"{file.path} has changed while it was packed", "the same command again")
 
     def doing(self, what: str, key: str) -> str:
         """What a call is for, in words."""
@@ -180,11 +226,18 @@ class Count:
 
     def __init__(self, done: int, total: int, progress: Progress) -> None:
         self._done, self._total, self._progress = done, total, progress
+        self._stopped = False
         self._lock = threading.Lock()
 
+    def stop(self) -> None:
+        """Whoever counts on, ends."""
+        self._stopped = True
+
     def add(self, size: int) -> None:
+        if self._stopped:
+            raise BackendError("the upload was stopped", "the same command again goes on from there")
         with self._lock:
-            self._done += size
+            self._done = min(self._done + size, self._total)  # a part may have to be sent twice
             self._progress(Moved("uploading", self._done, self._total))
 
 

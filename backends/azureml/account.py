@@ -37,9 +37,13 @@ class Account:
         except UnreachableError as exc:
             return [Problem(what=exc.message, fix=exc.hint or "see the network", kind="unreachable")]
         scope = scope_of(site)
-        workspace = self._look("the workspace", workspace_path(scope), VERSION)
-        if workspace is None:
-            return [self._no_workspace(site)]
+        try:
+            workspace = self._azure.call("GET", workspace_path(scope), "looking at the workspace", version=VERSION)
+        except JobNotFoundError as exc:
+            return [self._no_workspace(site, exc.message)]
+        except BackendError as exc:
+            self._unsure.append(unseen("the workspace", exc))
+            workspace = {}
         found = [*self._of_region(site, workspace), *self._of_datastore(site, scope)]
         if plan is not None:
             region = workspace.get("location") or site.get("region")
@@ -70,11 +74,24 @@ class Account:
             "key_vault": list(dict.fromkeys(filter(None, vaults))),
         }
 
-    def _no_workspace(self, site: Site) -> Problem:
-        group, name = site.need("resource_group"), site.need("workspace")
+    def _no_workspace(self, site: Site, said: str) -> Problem:
+        """`said`: Azure's answer, whose code names what is missing."""
+        group, name, subscription = site.need("resource_group"), site.need("workspace"), site.need("subscription")
+        if "SubscriptionNotFound" in said:
+            return Problem(
+                what=f"there is no subscription {subscription} that you ({self._who}) may see",
+                fix="az account list --output table, then az account set --subscription ID and "
+                "launch setup azureml --subscription ID; or az login to its tenant",
+            )
+        if "ResourceGroupNotFound" in said:
+            return Problem(
+                what=f"there is no resource group {group} in subscription {subscription} that you ({self._who}) "
+                "may see",
+                fix=f"az group list --output table, or az group create --name {group} --location REGION",
+            )
         return Problem(
             what=f"there is no workspace {name} in resource group {group} of subscription "
-            f"{site.need('subscription')} that you ({self._who}) may see",
+            f"{subscription} that you ({self._who}) may see",
             fix=f"az ml workspace create --name {name} --resource-group {group}, or launch setup azureml --find",
         )
 
@@ -162,8 +179,8 @@ class Account:
             plan.offer.instance_type,
             plan.job.resources.spot,
         )
-        sizes = (self._look("the region's sizes", f"{place}/vmSizes", VERSION) or {}).get("value")
-        usages = (self._look("Azure ML's quota", f"{place}/usages", VERSION) or {}).get("value")
+        sizes = self._rows("the region's sizes", f"{place}/vmSizes")
+        usages = self._rows("Azure ML's quota", f"{place}/usages")
         if not sizes:
             return
         one = next((s for s in sizes if str(s.get("name")).lower() == size.lower()), None)
@@ -181,12 +198,13 @@ class Account:
                 kind="quota",
             )
         family, needed = str(one.get("family")), int(one.get("vCPUs") or 0) * plan.job.resources.nodes
-        usage = next((u for u in usages or () if _is_usage(u, family, spot)), None)
+        usage = next((u for u in usages if _is_usage(u, family, spot)), None)
         if usage is not None and usage["limit"] >= 0 and usage["limit"] - usage["currentValue"] < needed:
-            name = usage["name"].get("localizedValue") or family
+            name, fatal = usage["name"].get("localizedValue") or family, usage["limit"] < needed
             yield Problem(
                 what=f"Azure ML's quota {name!r} has {usage['limit'] - usage['currentValue']} of {usage['limit']} "
-                f"vCPUs left in {region}, and the job needs {needed}",
+                f"vCPUs left in {region}, and the job needs {needed}{'' if fatal else ': it will wait'}",
+                fatal=fatal,
                 fix=f"az ml compute list-usage --location {region} shows it; {QUOTA_PAGE}, Request quota (Azure "
                 "Machine Learning's own; virtual machines' is another)",
                 kind="quota",
@@ -204,6 +222,16 @@ class Account:
                     fix=f"launch secrets put {name} --backend azureml",
                     kind="credentials",
                 )
+
+    def _rows(self, what: str, url: str) -> list[dict[str, Any]]:
+        """Every item of a listing, none where it may not be seen."""
+        try:
+            return list(self._azure.pages(url, f"looking at {what}", VERSION))
+        except JobNotFoundError:
+            return []
+        except BackendError as exc:
+            self._unsure.append(unseen(what, exc))
+            return []
 
     def _look(self, what: str, url: str, version: str, scope: str = ARM_SCOPE) -> dict[str, Any] | None:
         """Azure's answer, None when there is no such thing, and an empty one when it may not be seen."""

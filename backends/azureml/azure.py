@@ -47,6 +47,12 @@ MANIFESTS = ", ".join(
 )  # fmt: skip
 SIGNATURE = re.compile(r"(?i)\bsig=[^&\s'\")]+")
 """In the URLs of logs, which Azure's errors quote."""
+NO_NETWORK = re.compile(
+    r"(?i)max retries exceeded|unable to connect to proxy|failed to (?:resolve|establish a new connection)"
+    r"|name or service not known|name resolution|getaddrinfo|connection (?:refused|reset|aborted|timed out)"
+    r"|network is unreachable|remote end closed connection"
+)
+"""How requests, urllib3 and the az program say that they did not get through (azure-identity 1.25, 2026-11-25)."""
 
 
 class Azure:
@@ -217,10 +223,21 @@ def in_words(exc: Exception, doing: str) -> LaunchError | None:
         headers = getattr(exc.response, "headers", None) or {}
         return refusal(int(status), code, said.splitlines()[0], doing, headers.get("x-ms-request-id"))
     if isinstance(exc, e.ClientAuthenticationError):
+        if _names_no_network(said):
+            return UnreachableError(
+                f"{doing}: Azure's sign-in can't be reached: {said}",
+                "see the network, then the same command again",
+            )
         return CredentialsError(f"{doing}: nobody is signed in to Azure: {said}", LOGIN)
     if isinstance(exc, e.AzureError):
         return BackendError(f"{doing}: {said}", "launch doctor; --debug shows where")
     return None
+
+
+def _names_no_network(said: str) -> bool:
+    """Did a credential of the chain fail on its way to Azure? Managed identities are on the machine itself."""
+    lines = (line for line in said.splitlines() if not re.search(r"ManagedIdentity|169\.254\.", line))
+    return any(NO_NETWORK.search(line) for line in lines)
 
 
 def refusal(status: int, code: str, said: str, doing: str, request_id: str | None) -> LaunchError:
@@ -239,7 +256,7 @@ def refusal(status: int, code: str, said: str, doing: str, request_id: str | Non
             request_id,
         )
     if status == 404:
-        return JobNotFoundError(f"{doing}: Azure has it no more, or never had: {said}", "launch list")
+        return JobNotFoundError(f"{doing}: Azure has it no more, or never had ({code}): {said}", "launch list")
     if "quota" in f"{code} {said}".lower():
         return QuotaError(
             f"{doing}: {said}",

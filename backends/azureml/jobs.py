@@ -7,6 +7,7 @@ import json
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -19,7 +20,14 @@ from backends.azureml.places import DEFAULT_DATASTORE, JOB_TAG, LINEAGE_TAG, OUT
 from backends.azureml.storage import Storage
 from backends.base import Bundle, JobRef, JobState, JobStatus, LogLine, Plan, Progress, Site
 from backends.storage import ROOT
-from launcher.errors import BackendError, ConfigError, JobNotFoundError, LaunchError
+from launcher.errors import (
+    BackendError,
+    ConfigError,
+    CredentialsError,
+    JobNotFoundError,
+    LaunchError,
+    UnreachableError,
+)
 
 STUDIO = "https://ml.azure.com/runs/{job}?wsid={workspace}"
 VAULT = "https://{vault}.vault.azure.net"
@@ -29,6 +37,8 @@ DATASTORE = re.compile(r"datastores/([^/]+)/paths/")
 BEFORE_RUNNING = (JobState.QUEUED, JobState.STARTING)
 REMOVAL_S = 120
 """How long release waits for a job to be gone."""
+SETTLED_S = 30.0
+"""So long after the end a line without a newline is taken for whole. Followers read on for longer (drain_s)."""
 
 
 class AzureMLJobs:
@@ -77,19 +87,22 @@ class AzureMLJobs:
         ended = states.time_of(run.get("endTimeUtc")) if state.terminal else None
         error = states.error_of(run)
         left: Mapping[str, Any] = {}
-        code: int | None = None
-        if state == JobState.FAILED:
-            left, code = self._left(job, "failure.json"), self._left(job, "state.json").get("exit")
+        stopped: Mapping[str, Any] = {}
+        if state == JobState.FAILED or (state == JobState.CANCELLED and states.names_preemption(error)):
+            left, stopped = self._left(job, "failure.json"), self._left(job, "state.json")
+        preempted = states.was_preempted(state, error, left, stopped) and self._may_be_taken(ref, job, state)
+        if preempted:
+            state = JobState.FAILED
         workspace = workspace_path(ref.scope)
         return JobStatus(
             state=state,
             detail=states.detail_of(word),
-            reason=states.reason_of(state, error, left, code),
+            reason=states.reason_of(state, error, left, stopped.get("exit"), preempted),
             started=started,
             ended=ended,
             interruptions=self._interruptions(ref, job, state, started is not None),
             url=STUDIO.format(job=ref.id, workspace=quote(workspace, safe="/")),
-            preempted=states.was_preempted(state, error),
+            preempted=preempted,
         )
 
     def logs(self, ref: JobRef, cursor: str | None = None) -> Iterator[LogLine]:
@@ -97,7 +110,9 @@ class AzureMLJobs:
         if run is None:
             self._get(ref)  # a job without details may be none at all
             return
-        over = states.state_of(str(run.get("status"))).terminal
+        over, ended = states.state_of(str(run.get("status"))).terminal, states.time_of(run.get("endTimeUtc"))
+        # The log's last bytes may come after the job's end.
+        over = over and (ended is None or (datetime.now(UTC) - ended).total_seconds() > SETTLED_S)
         yield from lines(self._azure, ref.id, run.get("logFiles") or {}, over, cursor)
 
     def cancel(self, ref: JobRef) -> None:
@@ -111,6 +126,8 @@ class AzureMLJobs:
             now = str(self._get(ref)["properties"].get("status"))
             if now != "CancelRequested" and not states.state_of(now).terminal:
                 raise
+        with contextlib.suppress(LaunchError):  # it only tells this cancellation from a lost cluster's
+            self._storage_of(ref, job).put(_cancelled(ref.id), b"")
 
     def download(self, ref: JobRef, to: Path) -> None:
         self._storage_of(ref, self._get(ref)).bring_output(_output(ref.id), to)
@@ -128,7 +145,12 @@ class AzureMLJobs:
         # The job itself goes last: a removal that was interrupted can be repeated.
         self._azure.call("DELETE", _path(ref), f"removing {ref.id}", version=API_VERSION)
         until = time.monotonic() + REMOVAL_S
-        while self._look(ref) is not None and time.monotonic() < until:
+        while self._look(ref) is not None:
+            if time.monotonic() > until:
+                raise BackendError(
+                    f"Azure ML still removes {ref.id} after {REMOVAL_S} s; its files are gone",
+                    f"launch release {ref.id} again, later",
+                )
             time.sleep(0.5)
 
     def find(self, site: Site, token: str, region: str | None = None) -> JobRef | None:
@@ -153,7 +175,16 @@ class AzureMLJobs:
         url = f"{VAULT.format(vault=vault)}/secrets/{vault_name(name)}"
         body = {"value": value, "tags": {"finelaunch_secret": name}}
         doing = f"storing {name} in Key Vault {vault}"
-        self._azure.call("PUT", url, doing, version=VAULT_VERSION, body=body, scope=VAULT_SCOPE)
+        try:
+            self._azure.call("PUT", url, doing, version=VAULT_VERSION, body=body, scope=VAULT_SCOPE)
+        except BackendError as exc:
+            if "deleted but recoverable" not in exc.message:
+                raise
+            raise BackendError(
+                f"{doing}: a secret of that name was deleted there and can still be recovered",
+                f"az keyvault secret recover --vault-name {vault} --name {vault_name(name)}, "
+                "then the same command again",
+            ) from exc
         return f"Key Vault {vault}, {vault_name(name)}"
 
     def _put_environment(self, environment: Mapping[str, Any]) -> None:
@@ -193,7 +224,9 @@ class AzureMLJobs:
         if ref.scope not in self._histories:
             doing = f"looking at workspace {path.rpartition('/')[2]}"
             told = self._azure.call("GET", path, doing, version="2024-10-01")
-            found = self._azure.call("GET", told["properties"]["discoveryUrl"], doing, scope=None)
+            if not (discovery := told.get("properties", {}).get("discoveryUrl")):
+                raise BackendError(f"{doing}: Azure does not say where its run history is", "see the workspace")
+            found = self._azure.call("GET", str(discovery), doing, scope=None)
             # The sign-in goes there: nowhere but to Azure.
             host = urlsplit(str(found.get("api"))).hostname or ""
             if not host.endswith(".azureml.ms"):
@@ -207,17 +240,35 @@ class AzureMLJobs:
     def _left(self, job: Mapping[str, Any], name: str) -> dict[str, Any]:
         """A file that the job left in its output folder; empty where there is none to read."""
         ref = JobRef(self.name, _scope(job["id"]), job["name"])
-        with contextlib.suppress(LaunchError, ValueError):
+        try:
             found = json.loads(self._storage_of(ref, job).get(f"{_output(ref.id)}{name}") or b"{}")
-            return found if isinstance(found, dict) else {}
-        return {}
+        except (UnreachableError, CredentialsError):  # the next look may read it
+            raise
+        except (LaunchError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def _may_be_taken(self, ref: JobRef, job: Mapping[str, Any], state: JobState) -> bool:
+        """Is the job on spot, serverless or on a low-priority cluster, and has nobody cancelled it with launch?"""
+        properties = job["properties"]
+        if state == JobState.CANCELLED and self._storage_of(ref, job).get(_cancelled(ref.id)) is not None:
+            return False
+        if not (compute := properties.get("computeId")):
+            return bool((properties.get("queueSettings") or {}).get("jobTier") == "Spot")
+        try:
+            told = self._azure.call("GET", compute, f"looking at the compute of {ref.id}", version="2024-10-01")
+        except JobNotFoundError:
+            return False
+        return bool((told.get("properties", {}).get("properties") or {}).get("vmPriority") == "LowPriority")
 
     def _interruptions(self, ref: JobRef, job: Mapping[str, Any], state: JobState, has_run: bool) -> int:
         """How often a spot job was thrown back. Azure ML does not count: its starts are in its events.
 
         The newest event may be on its way, so what was seen once holds.
         """
-        if not has_run or (job["properties"].get("queueSettings") or {}).get("jobTier") != "Spot":
+        properties = job["properties"]
+        spot = (properties.get("queueSettings") or {}).get("jobTier") == "Spot" or properties.get("computeId")
+        if not has_run or not spot:  # a cluster's priority is not the job's to say
             return self._interrupted.get(ref, 0)
         count = max(self._starts(ref, job), 1) - (0 if state in BEFORE_RUNNING else 1)
         self._interrupted[ref] = max(count, self._interrupted.get(ref, 0))
@@ -266,6 +317,11 @@ def _path(ref: JobRef) -> str:
 
 def _output(token: str) -> str:
     return f"{ROOT}/jobs/{token}/output/"
+
+
+def _cancelled(token: str) -> str:
+    """The mark of a job that launch has cancelled."""
+    return f"{ROOT}/jobs/{token}/cancelled"
 
 
 def _tag(job: Mapping[str, Any], tag: str) -> str | None:

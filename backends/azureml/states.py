@@ -40,8 +40,10 @@ WORDS = {
     "NotResponding": "the machine does not respond",
 }
 PREEMPTED = re.compile(r"(?i)preempt|pre-empted|evicted")
+PROCESS_ENDED = re.compile(r"(?i)exited with (?:status|exit) ?code:? *(\d+)")
+"""What stands behind it is the tail of the job's own log."""
 STOPPED_ITSELF = 143
-"""The entrypoint's exit status when it has checkpointed at its deadline."""
+"""The entrypoint's exit status when it has checkpointed, at a signal or at its deadline."""
 RESUME = "launch resume goes on from its checkpoints"
 
 
@@ -54,13 +56,15 @@ def detail_of(word: str) -> str:
     return WORDS.get(word, word.lower())
 
 
-def reason_of(state: JobState, error: str, left: Mapping[str, Any], exit_code: int | None) -> str | None:
+def reason_of(
+    state: JobState, error: str, left: Mapping[str, Any], exit_code: int | None, preempted: bool = False
+) -> str | None:
     """Why it ended, in words. `left`: the job's failure.json; `error`: what Azure says."""
     if state == JobState.CANCELLED:
         return "cancelled"
     if state != JobState.FAILED:
         return None
-    if was_preempted(state, error):
+    if preempted:
         return "spot capacity was taken, and Azure ML did not start it again"
     if message := str(left.get("message") or "").strip():
         return message.splitlines()[0]
@@ -69,9 +73,24 @@ def reason_of(state: JobState, error: str, left: Mapping[str, Any], exit_code: i
     return error.splitlines()[0] if error.strip() else "failed; see the log"
 
 
-def was_preempted(state: JobState, error: str) -> bool:
-    """Did Azure ML fail the job because it took the machine away?"""
-    return state == JobState.FAILED and PREEMPTED.search(error) is not None
+def names_preemption(error: str) -> bool:
+    """Does Azure itself say that the machine was taken away?"""
+    return PREEMPTED.search(PROCESS_ENDED.split(error, maxsplit=1)[0]) is not None
+
+
+def was_preempted(state: JobState, error: str, left: Mapping[str, Any], ended: Mapping[str, Any]) -> bool:
+    """Of a job on spot: was its machine taken away? `left` and `ended`: its failure.json and state.json.
+
+    Azure ML fails it with a word on that, or as a process that a signal has ended; with a whole cluster it is
+    cancelled, as the documentation of its batch deployments has it.
+    """
+    if left.get("retry") is False or state not in (JobState.FAILED, JobState.CANCELLED):
+        return False
+    if names_preemption(error):
+        return True
+    told = PROCESS_ENDED.search(error)
+    signalled = STOPPED_ITSELF in (ended.get("exit"), int(told[1]) if told else None)
+    return state == JobState.FAILED and signalled and "over" not in ended
 
 
 def error_of(run: Mapping[str, Any]) -> str:

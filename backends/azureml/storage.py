@@ -6,13 +6,14 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 from backends.azureml.azure import ATTEMPTS, CONNECT_S, READ_S, Azure, installed
 from backends.base import BundleFile
 from backends.storage import LARGE, BundleStore, Count
-from launcher.errors import BackendError, CredentialsError, JobNotFoundError
+from launcher.errors import BackendError, CredentialsError, JobNotFoundError, UnreachableError
 
 API_VERSION = "2024-10-01-preview"
 """What azure-ai-ml 1.35.2 asks for datastores with."""
@@ -21,6 +22,7 @@ MOST_BLOCKS = 45_000
 SECRET_S = 40 * 60
 """How long a datastore's signature is used; it is asked for with a life of one hour."""
 COPY_S = 600
+PIECE = 8 * 2**20
 
 
 class Storage(BundleStore):
@@ -60,12 +62,20 @@ class Storage(BundleStore):
                     yield item.name, item.size
 
     def read_from(self, key: str, start: int) -> Iterator[bytes]:
-        with self._errors("downloading", key):
-            yield from self._blob(key).download_blob(offset=start).chunks()
+        from azure.core import MatchConditions
 
-    def remove(self, prefix: str) -> None:
-        """Delete every blob below `prefix`."""
-        for key in [key for key, _ in self.keys(prefix)]:
+        with self._errors("downloading", key):
+            found = self._blob(key).get_blob_properties()
+        while start < found.size:
+            with self._errors("downloading", key):  # a client a piece, as in send_parts
+                piece = self._blob(key).download_blob(
+                    offset=start, length=PIECE, etag=found.etag, match_condition=MatchConditions.IfNotModified
+                ).readall()  # fmt: skip
+            yield piece
+            start += len(piece)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
             try:
                 with self._errors("removing", key):
                     self._blob(key).delete_blob(delete_snapshots="include")
@@ -74,25 +84,31 @@ class Storage(BundleStore):
 
     def send_small(self, file: BundleFile, key: str) -> None:
         """Azure compares the bytes with an MD5."""
-        self.put(key, self.source(file).read_bytes())
+        self.put(key, self.content(file))
 
     def send_parts(self, file: BundleFile, key: str, moved: Count) -> None:
-        """Blocks that an earlier try has sent are kept: the key stands for the content, so equal size is equal."""
+        """Blocks that an earlier try has sent are kept; the name of each says what is in it.
+
+        Every call asks for its client: one that is kept has a signature that ends within the hour.
+        """
         from azure.storage.blob import BlobBlock
 
-        blob, size = self._blob(key), max(LARGE, math.ceil(file.size / MOST_BLOCKS))
+        size = max(LARGE, math.ceil(file.size / MOST_BLOCKS))
         sent, blocks = self._blocks(key), []
-        with self.source(file).open("rb") as source:
-            for number in range(math.ceil(file.size / size)):
-                name, length = f"{number:08d}", min(size, file.size - number * size)
-                if sent.get(name) != length:
-                    source.seek(number * size)
-                    with self._errors("uploading", file.path):
-                        blob.stage_block(name, source.read(length), validate_content=True)
-                blocks.append(BlobBlock(name))
-                moved.add(length)
-        with self._errors("uploading", file.path):
-            blob.commit_block_list(blocks)
+        for number, part in enumerate(self.parts(file, size)):
+            name = f"{number:08d}-{sha256(part).hexdigest()[:32]}"
+            if sent.get(name) != len(part):
+                with self._errors("uploading", file.path):
+                    self._blob(key).stage_block(name, part, validate_content=True)
+            blocks.append(BlobBlock(name))
+            moved.add(len(part))
+        try:
+            with self._errors("uploading", file.path):
+                self._blob(key).commit_block_list(blocks)
+        except BackendError as exc:
+            if "InvalidBlockList" not in exc.message:
+                raise
+            raise JobNotFoundError(f"{file.path}: its blocks are gone", "the same command again") from exc
 
     def copy(self, other: str, key: str) -> None:
         with self._errors("copying", other):
@@ -144,6 +160,8 @@ class Storage(BundleStore):
                 "POST", f"{self._path}/listSecrets", f"asking for the secret of datastore {self.name}",
                 version=API_VERSION, body={"expirableSecret": True, "expireAfterHours": 1},
             )  # fmt: skip
+        except UnreachableError:
+            raise
         except BackendError:  # not allowed to: the storage account may still take the sign-in
             return self._azure.credential
         if told.get("secretsType") == "Sas":

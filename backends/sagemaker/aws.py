@@ -38,7 +38,7 @@ BUSY = frozenset(
 MISSING = frozenset(
     (
         "ResourceNotFound", "ResourceNotFoundException", "NoSuchKey", "404", "NotFound", "NoSuchEntity",
-        "NoSuchBucket",
+        "NoSuchBucket", "NoSuchUpload", "InvalidPart",
     )
 )  # fmt: skip
 OF_A_JOB = frozenset(("DescribeTrainingJob", "StopTrainingJob", "DeleteTrainingJob"))

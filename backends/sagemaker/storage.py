@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
 from backends.base import BundleFile
-from backends.sagemaker.aws import Aws, code_of
+from backends.sagemaker.aws import Aws
 from backends.storage import LARGE, BundleStore, Count
-from launcher.errors import BackendError, JobNotFoundError, LaunchError
+from launcher.errors import BackendError, JobNotFoundError
 
 MOST_PARTS = 9000
 """S3 takes 10,000."""
@@ -21,9 +22,6 @@ CHECKSUM = "SHA256"
 botocore's own default is another (CRC32, botocore 1.44.8).
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html (read 2026-11-25)
 """
-OVERTAKEN = frozenset(("NoSuchUpload", "InvalidPart"))
-"""Another launcher has ended the upload, or sent a part anew."""
-TRIES = 3
 
 
 class Storage(BundleStore):
@@ -63,13 +61,11 @@ class Storage(BundleStore):
         with self._aws.errors(doing):
             yield from found["Body"].iter_chunks(2**20)
 
-    def remove(self, prefix: str) -> None:
-        """Delete every object below `prefix`."""
-        found = [key for key, _ in self.keys(prefix)]
-        for start in range(0, len(found), DELETED_AT_ONCE):
-            objects = [{"Key": key} for key in found[start : start + DELETED_AT_ONCE]]
+    def delete(self, keys: Sequence[str]) -> None:
+        for start in range(0, len(keys), DELETED_AT_ONCE):
+            objects = [{"Key": key} for key in keys[start : start + DELETED_AT_ONCE]]
             answer = self._aws.call(
-                "s3", "delete_objects", self.doing("removing", prefix),
+                "s3", "delete_objects", self.doing("removing", keys[start]),
                 Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True},
             )  # fmt: skip
             if errors := answer.get("Errors"):
@@ -79,11 +75,8 @@ class Storage(BundleStore):
                 )
 
     def send_small(self, file: BundleFile, key: str) -> None:
-        """S3 itself compares what arrives with the hash."""
-        content = self.source(file).read_bytes()
-        if sha256(content).hexdigest() != file.sha256:
-            raise _changed(file)
-        checksum = _base64(bytes.fromhex(file.sha256))
+        """S3 itself compares the bytes with the hash."""
+        content, checksum = self.content(file), _base64(bytes.fromhex(file.sha256))
         self._aws.call(
             "s3", "put_object", self.doing("uploading", file.path),
             Bucket=self.bucket, Key=key, Body=content, ChecksumSHA256=checksum, **self._encryption,
@@ -96,40 +89,24 @@ class Storage(BundleStore):
             )
 
     def send_parts(self, file: BundleFile, key: str, moved: Count) -> None:
-        """Parts that an earlier try has sent are kept. Others may send the same file at the same time."""
-        for tries_left in reversed(range(TRIES)):
-            counted = Tally(moved)
-            try:
-                self._send_parts(file, key, counted)
-                return
-            except LaunchError as exc:
-                if code_of(exc.__cause__ or exc) not in OVERTAKEN or not tries_left:
-                    raise
-                there = dict(self.keys(key)).get(key) == file.size
-                counted.add((file.size if there else 0) - counted.done)
-                if there:  # the other was faster
-                    return
-
-    def _send_parts(self, file: BundleFile, key: str, moved: Tally) -> None:
-        """Every part and the whole are compared with their hashes. Raises BackendError for a file that changed."""
-        part_size = max(LARGE, math.ceil(file.size / MOST_PARTS))
+        """Parts that an earlier try has sent are kept where their hash is the one of what is to be sent."""
+        size = max(LARGE, math.ceil(file.size / MOST_PARTS))
         upload, sent = self._open_upload(key)
         asked: dict[str, Any] = {"Bucket": self.bucket, "Key": key, "UploadId": upload}
-        doing, whole, parts = self.doing("uploading", file.path), sha256(), []
-        with self.source(file).open("rb") as source:
-            for number in range(1, math.ceil(file.size / part_size) + 1):
-                content = source.read(part_size)
-                whole.update(content)
-                part: dict[str, Any] = {"PartNumber": number, "ChecksumSHA256": _base64(sha256(content).digest())}
-                known = sent.get(number, {})
-                if known.get("ChecksumSHA256") != part["ChecksumSHA256"]:
-                    known = self._aws.call("s3", "upload_part", doing, **asked, **part, Body=content)
-                parts.append({**part, "ETag": known["ETag"]})
-                moved.add(len(content))
-        if whole.hexdigest() != file.sha256:
-            self._aws.call("s3", "abort_multipart_upload", doing, **asked)
-            raise _changed(file)
+        doing, parts = self.doing("uploading", file.path), []
+        for number, content in enumerate(self.parts(file, size, lambda: self._abort(key, upload)), 1):
+            part: dict[str, Any] = {"PartNumber": number, "ChecksumSHA256": _base64(sha256(content).digest())}
+            known = sent.get(number, {})
+            if known.get("ChecksumSHA256") != part["ChecksumSHA256"]:
+                known = self._aws.call("s3", "upload_part", doing, **asked, **part, Body=content)
+            parts.append({**part, "ETag": known["ETag"]})
+            moved.add(len(content))
         self._aws.call("s3", "complete_multipart_upload", doing, **asked, MultipartUpload={"Parts": parts})
+
+    def _abort(self, key: str, upload: str) -> None:
+        doing = self.doing("giving up", key)
+        with contextlib.suppress(JobNotFoundError):
+            self._aws.call("s3", "abort_multipart_upload", doing, Bucket=self.bucket, Key=key, UploadId=upload)
 
     def _open_upload(self, key: str) -> tuple[str, Mapping[int, Mapping[str, Any]]]:
         """(id, part number -> part) of the upload that was broken off, or of a new one."""
@@ -149,22 +126,6 @@ class Storage(BundleStore):
             Bucket=self.bucket, Key=key, ChecksumAlgorithm=CHECKSUM, **self._encryption,
         )  # fmt: skip
         return made["UploadId"], {}
-
-
-class Tally:
-    """What one try has counted, so that it can be taken back."""
-
-    def __init__(self, moved: Count) -> None:
-        self.done = 0
-        self._moved = moved
-
-    def add(self, size: int) -> None:
-        self.done += size
-        self._moved.add(size)
-
-
-def _changed(file: BundleFile) -> BackendError:
-    return BackendError(f"{file.path} has changed while it was packed", "the same command again")
 
 
 def _base64(digest: bytes) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-from collections.abc import Iterator
-from hashlib import sha256
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from backends.base import BundleFile
@@ -57,6 +56,10 @@ class SharedPath(BundleStore):
         """`prefix` is a file, or a folder with its `/`."""
         self.sh(f"rm -rf {_q(self._path(prefix))}", self.doing("removing", prefix))
 
+    def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.sh(f"rm -f {_q(self._path(key))}", self.doing("removing", key))
+
     def read_from(self, key: str, start: int) -> Iterator[bytes]:
         doing = self.doing("downloading", key)
         with subprocess.Popen(
@@ -70,10 +73,7 @@ class SharedPath(BundleStore):
         self._refuse(process.returncode, said, doing)
 
     def send_small(self, file: BundleFile, key: str) -> None:
-        content = self.source(file).read_bytes()
-        if sha256(content).hexdigest() != file.sha256:
-            raise BackendError(f"{file.path} has changed while it was packed", "the same command again")
-        self.put(key, content)
+        self.put(key, self.content(file))
 
     def send_parts(self, file: BundleFile, key: str, moved: Count) -> None:
         """Appended to .NAME.part, which an earlier try may have left; its hash makes it the file."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from typing import Any
+from uuid import uuid4
 
 from backends.base import BundleFile
 from backends.storage import LARGE, ROOT, BundleStore, Count
 from backends.vertex.google import Google
-from launcher.errors import BackendError
 
 MOST_COMPOSED = 32
 """https://cloud.google.com/storage/docs/composite-objects (2026-11-25)"""
@@ -53,16 +54,12 @@ class Storage(BundleStore):
             for blob in self._google.storage().list_blobs(self.bucket, prefix=prefix):
                 yield blob.name, int(blob.size)
 
-    def remove(self, prefix: str) -> None:
+    def delete(self, keys: Sequence[str]) -> None:
         from google.api_core.exceptions import NotFound
 
-        found = [key for key, _ in self.keys(prefix)]
-        with self._google.errors(self.doing("removing", prefix)):
-            for key in found:
-                try:
-                    self._blob(key).delete()
-                except NotFound:  # by an earlier try, whose answer was lost
-                    continue
+        for key in keys:
+            with self._google.errors(self.doing("removing", key)), contextlib.suppress(NotFound):
+                self._blob(key).delete()
 
     def read_from(self, key: str, start: int) -> Iterator[bytes]:
         with (
@@ -74,10 +71,7 @@ class Storage(BundleStore):
                 yield piece
 
     def send_small(self, file: BundleFile, key: str) -> None:
-        content = self.source(file).read_bytes()
-        if sha256(content).hexdigest() != file.sha256:
-            raise BackendError(f"{file.path} has changed while it was packed", "the same command again")
-        self.put(key, content)  # compared with its CRC32C by both ends
+        self.put(key, self.content(file))  # compared with its CRC32C by both ends
 
     def copy(self, other: str, key: str) -> None:
         with self._google.errors(self.doing("copying", other)):
@@ -87,30 +81,28 @@ class Storage(BundleStore):
                 token, _, _ = target.rewrite(source, token=token)
 
     def send_parts(self, file: BundleFile, key: str, moved: Count) -> None:
-        """Parts under the file's hash, joined inside Cloud Storage when all are there."""
+        """Parts under the file's hash and each one's own, joined inside Cloud Storage when all are there."""
         size = max(LARGE, math.ceil(file.size / MOST_PARTS))
         home = f"{ROOT}/parts/{file.sha256}/{size}"
         there = dict(self.keys(f"{home}/"))
         names = []
-        with self.source(file).open("rb") as source:
-            for number in range(math.ceil(file.size / size)):
-                name, length = f"{home}/{number:05d}", min(size, file.size - number * size)
-                if there.get(name) != length:
-                    source.seek(number * size)
-                    self.put(name, source.read(length))
-                names.append(name)
-                moved.add(length)
-        self._join(names, key)
+        for number, part in enumerate(self.parts(file, size, lambda: self.remove(f"{home}/"))):
+            name = f"{home}/{number:05d}-{sha256(part).hexdigest()}"
+            if there.get(name) != len(part):
+                self.put(name, part)
+            names.append(name)
+            moved.add(len(part))
+        self._join(names, key, f"{home}/joined-{uuid4().hex}")
         self.remove(f"{home}/")
 
-    def _join(self, names: list[str], key: str) -> None:
+    def _join(self, names: list[str], key: str, between: str) -> None:
+        """`between`: a key of this launcher's own for what is half joined, as another may join the same parts."""
         with self._google.errors(self.doing("joining", key)):
-            self._blob(key).compose([self._blob(name) for name in names[:MOST_COMPOSED]])
-            step = MOST_COMPOSED - 1
-            for start in range(MOST_COMPOSED, len(names), step):
-                parts = [self._blob(name) for name in (key, *names[start : start + step])]
+            while names:
+                now, names = names[:MOST_COMPOSED], names[MOST_COMPOSED:]
                 # A blob that knows the checksum of what it held sends it as that of what it will hold.
-                self._blob(key).compose(parts)
+                self._blob(between if names else key).compose([self._blob(name) for name in now])
+                names = [between, *names] if names else []
 
     def _bucket(self) -> Any:
         return self._google.storage().bucket(self.bucket)

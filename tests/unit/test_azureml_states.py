@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from backends.azureml import states
 from backends.azureml.azure import in_words, refusal, workspace_path
-from backends.azureml.states import STATES, error_of, reason_of, state_of, time_of
+from backends.azureml.states import STATES, error_of, reason_of, state_of, time_of, was_preempted
 from backends.base import JobState
 from launcher.errors import (
     BackendError,
@@ -36,7 +37,6 @@ def test_a_state_never_heard_of_is_unknown_and_a_silent_machine_is_not_an_end() 
 @pytest.mark.parametrize(
     ("error", "left", "code", "reason"),
     [
-        ("PreemptionError: Nodes of this job got pre-empted.", {"message": "x"}, 1, "spot capacity was taken"),
         ("Execution failed.", {"message": "out of memory\nmore"}, 1, "out of memory"),
         ("Execution failed.", {}, 143, "launch resume goes on"),
         ("Execution failed.\nsee the log", {}, 1, "Execution failed."),
@@ -52,9 +52,37 @@ def test_a_failures_reason_is_the_jobs_own_where_it_left_one(
     assert "\n" not in found
 
 
+SIGNALLED = "Execution failed. User process '/bin/bash' exited with status code 143. Please check log file x"
+LOGGED = "User process 'python' exited with status code 1. Error: the pod was evicted; PreemptionError"
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "left", "ended", "preempted"),
+    [
+        (FAILED, "PreemptionError: Nodes of this job got pre-empted.", {"retry": True}, {"exit": 1}, True),
+        (FAILED, "PreemptionError: Nodes of this job got pre-empted.", {"retry": False}, {"exit": 1}, False),
+        (FAILED, SIGNALLED, {}, {"exit": 143}, True),
+        (FAILED, SIGNALLED, {}, {}, True),
+        (FAILED, "", {}, {"exit": 143}, True),
+        (FAILED, SIGNALLED, {}, {"exit": 143, "over": None}, False),
+        (FAILED, SIGNALLED, {"retry": False}, {}, False),
+        (FAILED, LOGGED, {}, {"exit": 1}, False),
+        (FAILED, "Execution failed.", {}, {}, False),
+        (JobState.CANCELLED, "The node was preempted", {}, {}, True),
+        (JobState.CANCELLED, "", {}, {"exit": 143}, False),
+        (JobState.SUCCEEDED, "preempted", {}, {}, False),
+    ],
+)
+def test_a_machine_that_was_taken_is_told_from_a_job_that_failed_or_ended_by_itself(
+    state: JobState, error: str, left: dict[str, Any], ended: dict[str, Any], preempted: bool
+) -> None:
+    assert was_preempted(state, error, left, ended) is preempted
+
+
 def test_a_job_that_did_not_fail_has_no_failure() -> None:
     assert reason_of(JobState.SUCCEEDED, "odd", {"message": "odd"}, 0) is None
     assert reason_of(JobState.CANCELLED, "", {}, None) == "cancelled"
+    assert "spot capacity was taken" in (reason_of(FAILED, "evicted", {"message": "x"}, 1, True) or "")
 
 
 def test_nested_errors_are_read_to_the_innermost() -> None:
@@ -111,6 +139,25 @@ def test_a_signed_address_in_an_error_is_masked() -> None:
     assert isinstance(found, UnreachableError)
     assert "sig=***" in found.message
     assert "ab%2Fc" not in found.message
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("EnvironmentCredential: Authentication failed: HTTPSConnectionPool(host='login.microsoftonline.com', "
+         "port=443): Max retries exceeded (Failed to resolve 'login.microsoftonline.com')", UnreachableError),
+        ("EnvironmentCredential: Authentication failed: ('Unable to connect to proxy', ...)", UnreachableError),
+        ("AzureCliCredential: Please run 'az login' to set up an account", CredentialsError),
+        ("ManagedIdentityCredential: HTTPConnectionPool(host='169.254.169.254'): Max retries exceeded",
+         CredentialsError),
+    ],
+)  # fmt: skip
+def test_a_lost_network_is_told_from_a_sign_in_that_is_missing(line: str, kind: type[LaunchError]) -> None:
+    exceptions = pytest.importorskip("azure.core.exceptions")
+    error = exceptions.ClientAuthenticationError(
+        f"DefaultAzureCredential failed\nAttempted credentials:\n\t{line}"
+    )
+    assert type(in_words(error, "signing in")) is kind
 
 
 def test_words_are_there_for_known_states_only() -> None:

@@ -66,7 +66,7 @@ def answer(world: World, request: Request) -> Answer:
         if rest is None:
             return _outside(world, request)
         if not rest:
-            return told(_workspace())
+            return told(_workspace(world.settings.discovery))
         kind, *names = rest
         if kind == "jobs":
             return _jobs(world, request, names)
@@ -103,7 +103,12 @@ def _outside(world: World, request: Request) -> Answer:
         families = {family for family, _, _ in SIZES.values()}
         rows = {f: f"{f} Cluster Dedicated vCPUs" for f in sorted(families)}
         rows["low-priority"] = "Total Cluster Low Priority Regional vCPUs"
-        return told({"value": [_usage(world, name, words) for name, words in rows.items()]})
+        start = int(request.query.get("$skip", 0))
+        page: dict[str, Any] = {"value": [_usage(world, *row) for row in list(rows.items())[start : start + PAGE]]}
+        if start + PAGE < len(rows):
+            version = request.query["api-version"]
+            page["nextLink"] = f"{AUDIENCE}{path}?api-version={version}&$skip={start + PAGE}"
+        return told(page)
     if (found := _of_rights(world, path)) is not None:
         return found
     group = re.fullmatch(r"/subscriptions/([^/]+)/resourceGroups/([^/]+)/.*", path)
@@ -144,18 +149,20 @@ def _of_rights(world: World, path: str) -> Answer | None:
 def _usage(world: World, name: str, words: str) -> dict[str, Any]:
     limit = world.settings.quotas.get(name, DEFAULT_QUOTA)
     return {
-        "id": f"/subscriptions/{SUBSCRIPTION}/usages/{name}", "unit": "Count", "currentValue": 0, "limit": limit,
+        "id": f"/subscriptions/{SUBSCRIPTION}/usages/{name}", "unit": "Count",
+        "currentValue": world.settings.used.get(name, 0), "limit": limit,
         "name": {"value": name, "localizedValue": words},
     }  # fmt: skip
 
 
-def _workspace() -> dict[str, Any]:
+def _workspace(discovery: bool = True) -> dict[str, Any]:
     account = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers"
     return {
         "id": PATH, "name": WORKSPACE, "location": REGION, "type": f"{PROVIDER}/workspaces", "tags": {},
         "identity": {"type": "SystemAssigned"},
         "properties": {
-            "workspaceId": "11111111-1111-1111-1111-111111111111", "discoveryUrl": f"{SERVICE}/discovery",
+            "workspaceId": "11111111-1111-1111-1111-111111111111",
+            "discoveryUrl": f"{SERVICE}/discovery" if discovery else None,
             "provisioningState": "Succeeded", "keyVault": f"{account}/Microsoft.KeyVault/vaults/{VAULT}",
             "storageAccount": f"{account}/Microsoft.Storage/storageAccounts/{ACCOUNT}",
             "mlFlowTrackingUri": f"azureml://{REGION}.api.azureml.ms/mlflow/v1.0{PATH}",
@@ -271,7 +278,8 @@ def _jobs(world: World, request: Request, names: list[str]) -> Answer:
     if request.method == "DELETE":
         if not job.over:
             return refused(409, "UserError", f"Job {name} is not in a terminal state")
-        del world.jobs[name]
+        if world.settings.removes:
+            del world.jobs[name]
         return Answer(status=202)
     return told(job.described())
 

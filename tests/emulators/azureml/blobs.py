@@ -9,6 +9,7 @@ import base64
 import hashlib
 import re
 import shutil
+import time
 from email.utils import formatdate
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -77,8 +78,8 @@ def _refusal(world: World, request: Request) -> Answer | None:
         if world.holder(header, AUDIENCE) is None:
             return _error(401, "InvalidAuthenticationInfo")
         return None
-    granted = world.signatures.get(request.query.get("sig", ""))
-    if granted is None:
+    granted, ends = world.signatures.get(request.query.get("sig", ""), ("", 0.0))
+    if ends < time.time():
         return _error(403, "AuthenticationFailed")
     if needed not in granted and not (needed == "r" and "l" in granted and request.query.get("comp") == "list"):
         return _error(403, "AuthorizationPermissionMismatch")

@@ -18,7 +18,7 @@ caches of blobfuse, and that it writes at a file's end, are not emulated. Images
 nothing is built. All machines of a job are this one. Signatures are looked up, not computed; account keys are not
 emulated. Who may do what is not read from roles: everything is allowed but what `deny` denies. That a spot job is
 queued again under its name, that SIGTERM comes with a grace period, and that a log goes on in the same file after
-an interruption are assumptions; `interrupt(kind="fail")` is the other way that users report. States take moments;
+an interruption are assumptions; the other kinds of `interrupt` are what users report. States take moments;
 sizes and quotas are invented.
 """
 
@@ -122,7 +122,9 @@ class AzureMLEmulator:
     ) -> None:  # fmt: skip
         """End one attempt of `job` (None: of the next spot job) at once, or when `count` log lines match.
 
-        kind `spot`: it is queued again; `fail`: the job fails with a PreemptionError. notice False: no SIGTERM.
+        kind `spot`: it is queued again; `fail`: the job fails with a PreemptionError; `signal`: it fails as a
+        process that ended with its own status; `lost`: its cluster is gone, and it is cancelled.
+        notice False: no SIGTERM.
         """
         self._process.ask("interrupt", job=job, kind=kind, after_line=after_line, count=count, notice=notice)
 
@@ -151,7 +153,7 @@ class AzureMLEmulator:
         return found
 
     def attempts(self, job: str) -> list[dict[str, Any]]:
-        """Of a job: number, why it ended (exit | spot | fail | cancel | timeout), codes."""
+        """Of a job: number, why it ended (exit | spot | fail | signal | lost | cancel | timeout), codes."""
         found: list[dict[str, Any]] = self._process.ask("attempts", job=job)
         return found
 

@@ -64,6 +64,9 @@ class Life(threading.Thread):
 
     @property
     def spot(self) -> bool:
+        compute = str(self.properties.get("computeId") or "").rpartition("/")[2]
+        if compute:
+            return self.settings.computes.get(compute, {}).get("vmPriority") == "LowPriority"
         return bool((self.properties.get("queueSettings") or {}).get("jobTier") == "Spot")
 
     def described(self) -> dict[str, Any]:
@@ -138,6 +141,8 @@ class Life(threading.Thread):
             self.enter("Finalizing")
             if why == "fail":
                 return "Failed", PREEMPTED
+            if why == "lost" or self.is_lost_meanwhile():
+                return "Canceled", PREEMPTED
             if why in ("cancel", "timeout"):
                 return "Canceled", None
             codes = [process.returncode for process in self.processes]
@@ -148,6 +153,11 @@ class Life(threading.Thread):
                     "file 'user_logs/std_log.txt' for error details."
                 )
             return "Completed", None
+
+    def is_lost_meanwhile(self) -> bool:
+        """Does a cancelled job lose its cluster while it ends?"""
+        plan = self.world.interruption_for(self.name, self.spot) if self.cancelled.is_set() else None
+        return plan is not None and plan.kind == "lost"
 
     def attempt(self) -> str:
         """The processes of all machines, to their end; why they ended."""

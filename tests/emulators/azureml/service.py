@@ -88,6 +88,9 @@ def _vault(world: World, request: Request) -> Answer:
     parts = request.path.strip("/").split("/")
     name, versions = parts[1], world.vault.get(parts[1], [])
     base = f"https://{VAULT_HOST}/secrets/{name}"
+    if request.method == "PUT" and name in world.settings.deleted_secrets:
+        said = f"Secret {name} is currently in a deleted but recoverable state, and its name cannot be reused"
+        return refused(409, "Conflict", said)
     if request.method == "PUT":
         world.vault.setdefault(name, []).append(request.json["value"])
         return told({"value": request.json["value"], "id": f"{base}/{len(versions) + 1}", "attributes": {}})

@@ -52,8 +52,18 @@ class Settings:
     """How long a state without work of its own lasts."""
     secrets: str = "sas"
     """What listSecrets answers: `sas`, or `none` for a datastore without credentials (the user's sign-in)."""
+    signature_s: float = 3600
+    """How long a signature that is made from now on is accepted."""
     quotas: dict[str, int] = field(default_factory=dict)
     """Family, or `low-priority` -> vCPUs; default: 1000."""
+    used: dict[str, int] = field(default_factory=dict)
+    """Family, or `low-priority` -> vCPUs that are in use."""
+    deleted_secrets: list[str] = field(default_factory=list)
+    """Names that the vault keeps for recovery."""
+    discovery: bool = True
+    """Whether the workspace says where its run history is."""
+    removes: bool = True
+    """Whether a job that is removed is gone soon."""
     vault_roles: list[str] = field(default_factory=lambda: ["4633458b-17de-408a-b874-0445c86b69e6"])
     """Ids of the roles that the jobs' identity has on the vault; none where `vault_policies` says who may what."""
     vault_policies: list[str] | None = None
@@ -89,8 +99,8 @@ class World:
         self.logged_out = False
         self.tokens: dict[str, tuple[str, str, float]] = {}
         """Bearer token -> (who, audience, when it ends)."""
-        self.signatures: dict[str, str] = {}
-        """`sig` of a signed URL -> the permissions that it gives."""
+        self.signatures: dict[str, tuple[str, float]] = {}
+        """`sig` of a signed URL -> the permissions that it gives, and when it ends."""
         self.vault: dict[str, list[str]] = {}
         self.assets: dict[str, dict[str, dict[str, Any]]] = {
             "codes": {},
@@ -138,8 +148,9 @@ class World:
     def new_signature(self, permissions: str) -> str:
         """The query of a signed URL."""
         signature = secrets.token_urlsafe(24)
-        self.signatures[signature] = permissions
-        ends = datetime.fromtimestamp(time.time() + TOKEN_S, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        until = time.time() + self.settings.signature_s
+        self.signatures[signature] = permissions, until
+        ends = datetime.fromtimestamp(until, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         return f"sv=2023-11-03&ss=b&srt=sco&sp={permissions}&se={ends.replace(':', '%3A')}&sig={signature}"
 
     def is_denied(self, service: str, operation: str) -> bool:

@@ -141,3 +141,15 @@ def test_parts_of_what_the_file_was_before_are_sent_again(
     (tmp_path / "mended").write_bytes(content)
     storage.put_bundle(wanted, "job-7", lambda _: None)
     assert there(account, wanted) == content
+
+
+def test_a_job_keeps_its_bundle_when_one_whose_name_it_begins_with_is_released(
+    storage: Storage, tmp_path: Path
+) -> None:
+    wanted = bundle(tmp_path, "kept", b"x")
+    for job in ("kept", "kept-r2"):
+        storage.put_bundle(wanted, job, lambda _: None)
+    storage.drop_bundle(wanted.sha256, "kept")
+    assert storage.get(key(wanted)) == b"x"
+    storage.drop_bundle(wanted.sha256, "kept-r2")
+    assert storage.get(key(wanted)) is None

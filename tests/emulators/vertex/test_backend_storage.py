@@ -105,6 +105,65 @@ def test_a_file_that_changed_meanwhile_is_not_sent(storage: Storage, tmp_path: P
         storage.put_bundle(wanted, "job-6", lambda _: None)
 
 
+def test_a_large_file_that_changed_meanwhile_is_not_joined_and_leaves_no_parts(
+    storage: Storage, tmp_path: Path
+) -> None:
+    content = os.urandom(3 * PART)
+    wanted = bundle(tmp_path, "edited", content)
+    (tmp_path / "edited").write_bytes(content[:-1] + b"?")
+    with pytest.raises(BackendError, match="has changed"):
+        storage.put_bundle(wanted, "job-9", lambda _: None)
+    assert (
+        list(storage.keys(f"finelaunch/bundles/{wanted.sha256}")) == list(storage.keys("finelaunch/parts/")) == []
+    )
+
+
+def test_parts_of_a_file_that_was_changed_and_is_mended_are_not_taken_for_its_own(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = os.urandom(3 * PART)
+    wanted = bundle(tmp_path, "mended", content)
+    (tmp_path / "mended").write_bytes(b"?" + content[1:])
+    with monkeypatch.context() as patch, pytest.raises(UnreachableError):
+        patch.setattr(Storage, "remove", lambda *_: (_ for _ in ()).throw(UnreachableError("the cable is out")))
+        storage.put_bundle(wanted, "job-10", lambda _: None)
+    (tmp_path / "mended").write_bytes(content)
+    storage.put_bundle(wanted, "job-10", lambda _: None)
+    assert fetched(storage, wanted, tmp_path / "back") == content
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_of_two_launchers_that_send_one_file_both_succeed(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    content = os.urandom(40 * PART)
+    mine = bundle(tmp_path, f"race-{same}", content)
+    other = mine if same else bundle(tmp_path, "race-other", content)
+    real, begun = Storage._join, []
+
+    def join(self: Storage, *given: Any) -> None:
+        if not begun:  # the other one sends, joins and removes the parts at this very moment
+            begun.append(self)
+            storage.put_bundle(other, "job-12", lambda _: None)
+        real(self, *given)
+
+    monkeypatch.setattr(Storage, "_join", join)
+    storage.put_bundle(mine, "job-11", lambda _: None)
+    for number, wanted in enumerate((mine, other)):
+        assert fetched(storage, wanted, tmp_path / f"back-{number}") == content
+    assert list(storage.keys("finelaunch/parts/")) == []
+
+
+def test_a_job_keeps_its_bundle_when_one_whose_name_it_begins_with_is_released(
+    storage: Storage, tmp_path: Path
+) -> None:
+    wanted = bundle(tmp_path, "kept", b"x")
+    for job in ("kept", "kept-r2"):
+        storage.put_bundle(wanted, job, lambda _: None)
+    storage.drop_bundle(wanted.sha256, "kept")
+    assert fetched(storage, wanted, tmp_path / "back") == b"x"
+
+
 def test_the_last_job_that_needs_a_bundle_removes_it(storage: Storage, tmp_path: Path) -> None:
     wanted = bundle(tmp_path, "shared", b"x")
     for job in ("job-7", "job-8"):

@@ -1,0 +1,235 @@
+"""The Azure ML backend's look at jobs, on emulated ones of a line of shell each."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends.azureml import AzureMLBackend
+from backends.azureml.azure import Azure, workspace_path
+from backends.azureml.places import JOB_TAG
+from backends.azureml.storage import Storage
+from backends.base import JobRef, JobState, JobStatus, Plan, Site
+from cost.estimate import estimate
+from launcher.errors import BackendError, UnreachableError
+from tests.emulators.azureml.emulator import AzureMLEmulator
+from tests.unit.azureml_jobs import bundle, job
+
+WAITS = "trap 'exit 143' TERM; echo up; while true; do sleep 0.05; done"
+FAILS = "echo up; exit 3"
+SIZE = "Standard_NC8as_T4_v3"
+SPOT = {"queueSettings": {"jobTier": "Spot"}}
+NUMBERS = itertools.count()
+
+
+class Jobs:
+    """Starts and watches."""
+
+    def __init__(self, azure: AzureMLEmulator) -> None:
+        self.azure = azure
+        self.backend = AzureMLBackend(Path("unused"))
+        self.scope = f"{azure.subscription}:{azure.group}:{azure.workspace}"
+        self.path = workspace_path(self.scope)
+
+    def start(self, command: str, **properties: Any) -> JobRef:
+        name = f"job-{next(NUMBERS)}"
+        environment = f"{self.path}/environments/any/versions/{name}"
+        output = f"azureml://datastores/workspaceblobstore/paths/finelaunch/jobs/{name}/output/"
+        body = {
+            "jobType": "Command", "command": command, "environmentId": environment, "experimentName": "e",
+            "outputs": {"output": {"jobOutputType": "uri_folder", "uri": output, "mode": "ReadWriteMount"}},
+            **properties,
+        }  # fmt: skip
+        if "computeId" not in body:
+            body["resources"] = {"instanceType": "Standard_NC8as_T4_v3", "instanceCount": 1}
+        for path, given in ((environment, {"image": "any"}), (f"{self.path}/jobs/{name}", body)):
+            Azure().call("PUT", path, "starting", version="2025-01-01-preview", body={"properties": given})
+        return JobRef("azureml", self.scope, name)
+
+    def site(self) -> Site:
+        facts = {
+            "subscription": self.azure.subscription, "resource_group": self.azure.group,
+            "workspace": self.azure.workspace, "key_vault": self.azure.vault, "region": "eastus",
+        }  # fmt: skip
+        return Site(backend="azureml", facts=facts)
+
+    def leave(self, ref: JobRef, name: str, content: Any) -> None:
+        store = Storage(Azure(), self.path, "workspaceblobstore")
+        store.put(f"finelaunch/jobs/{ref.id}/output/{name}", json.dumps(content).encode())
+
+    def end(self, ref: JobRef) -> JobStatus:
+        until = time.monotonic() + 30
+        while not (status := self.backend.status(ref)).state.terminal:
+            assert time.monotonic() < until, status
+            time.sleep(0.05)
+        return status
+
+
+def planned(jobs: Jobs, spot: bool = False) -> Plan:
+    spec = job(resources={"gpu": "T4", "spot": spot})
+    offer = next(offer for offer in jobs.backend.offers(spec.resources) if offer.instance_type == SIZE)
+    name = "triage-1"
+    request = jobs.backend.render(spec, offer, bundle(), jobs.site(), name, name)
+    return Plan(
+        job=spec, offer=offer, bundle=bundle(), site=jobs.site(), token=name, lineage=name,
+        request=request, estimate=estimate(offer, 24.0),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def jobs(signed_in: AzureMLEmulator) -> Jobs:
+    return Jobs(signed_in)
+
+
+@pytest.mark.parametrize("kind", ["fail", "signal", "lost"])
+@pytest.mark.parametrize("where", ["serverless", "cluster"])
+def test_a_spot_job_that_lost_its_machine_is_told_however_azure_ends_it(jobs: Jobs, kind: str, where: str) -> None:
+    jobs.azure.set(computes={"cheap": {"vmSize": "Standard_NC8as_T4_v3", "vmPriority": "LowPriority"}})
+    jobs.azure.interrupt(kind=kind, after_line="up")
+    status = jobs.end(
+        jobs.start(WAITS, **(SPOT if where == "serverless" else {"computeId": f"{jobs.path}/computes/cheap"}))
+    )
+    assert (status.state, status.preempted) == (JobState.FAILED, True)
+    assert "spot capacity was taken" in (status.reason or "")
+
+
+@pytest.mark.parametrize("kind", ["fail", "signal"])
+@pytest.mark.parametrize("where", ["serverless", "cluster"])
+def test_a_job_at_full_price_is_not_preempted(jobs: Jobs, kind: str, where: str) -> None:
+    jobs.azure.set(computes={"own": {"vmSize": "Standard_NC8as_T4_v3"}})
+    ref = jobs.start(WAITS, **({} if where == "serverless" else {"computeId": f"{jobs.path}/computes/own"}))
+    jobs.azure.interrupt(ref.id, kind=kind, after_line="up")
+    status = jobs.end(ref)
+    assert (status.state, status.preempted) == (JobState.FAILED, False)
+
+
+def test_a_job_that_ended_by_itself_or_was_cancelled_is_not_preempted(jobs: Jobs) -> None:
+    over = jobs.start("sleep 0.3; exit 143", **SPOT)
+    jobs.leave(over, "state.json", {"state": "stopped", "exit": 143, "over": "its hours"})
+    final = jobs.start("sleep 0.3; exit 143", **SPOT)
+    jobs.leave(final, "failure.json", {"message": "no such column", "retry": False})
+    stopped = jobs.start(WAITS, **SPOT)
+    jobs.azure.wait_for_line(stopped.id, "up")
+    jobs.backend.cancel(stopped)
+    assert [jobs.end(ref).preempted for ref in (over, final, stopped)] == [False] * 3
+    assert jobs.backend.status(final).reason == "no such column"
+
+
+def test_a_cancelled_job_whose_cluster_was_lost_meanwhile_stays_cancelled(jobs: Jobs) -> None:
+    mark = "${{outputs.output}}/go"
+    ref = jobs.start(WAITS.replace("'exit", f"'until [ -e {mark} ]; do sleep 0.05; done; exit"), **SPOT)
+    jobs.azure.wait_for_line(ref.id, "up")
+    jobs.backend.cancel(ref)
+    jobs.azure.interrupt(ref.id, kind="lost")
+    jobs.leave(ref, "go", None)
+    status = jobs.end(ref)
+    assert jobs.azure.attempts(ref.id)[-1]["why"] == "cancel"
+    assert (status.state, status.preempted) == (JobState.CANCELLED, False)
+
+
+def test_a_reason_that_cannot_be_read_now_is_not_taken_for_none(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = jobs.start(FAILS)
+    jobs.leave(ref, "failure.json", {"message": "no such column"})
+    assert jobs.end(ref).reason == "no such column"
+    monkeypatch.setattr("backends.azureml.storage.ATTEMPTS", 0)
+    backend = AzureMLBackend(Path("unused"))
+    jobs.azure.fault("unavailable", "GetBlob", times=1)
+    with pytest.raises(UnreachableError):
+        backend.status(ref)
+    assert backend.status(ref).reason == "no such column"
+
+
+def test_an_interruption_on_a_low_priority_cluster_is_counted(jobs: Jobs) -> None:
+    jobs.azure.set(computes={"cheap": {"vmSize": "Standard_NC8as_T4_v3", "vmPriority": "LowPriority"}})
+    events = "${{outputs.output}}/events.jsonl"
+    command = f"echo '{{\"run\": \"'$$'\"}}' >>{events}; {WAITS.replace('up', 'up $(wc -l <' + events + ')')}"
+    ref = jobs.start(command, computeId=f"{jobs.path}/computes/cheap")
+    jobs.azure.interrupt(ref.id, after_line="up 1")
+    jobs.azure.wait_for_line(ref.id, "up 2")
+    assert jobs.backend.status(ref).interruptions == 1
+    jobs.backend.cancel(ref)
+    jobs.end(ref)
+
+
+def test_a_last_line_without_its_end_is_held_until_no_more_can_come(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = jobs.start("printf 'whole\\nhalf'")
+    jobs.end(ref)
+    first = list(jobs.backend.logs(ref))
+    assert [line.text for line in first] == ["whole"]
+    with jobs.azure.blob(f"ExperimentRun/dcid.{ref.id}/user_logs/std_log.txt", "azureml").open("a") as log:
+        log.write(" is whole, too")  # flushed late
+    monkeypatch.setattr("backends.azureml.jobs.SETTLED_S", 0)
+    assert [line.text for line in jobs.backend.logs(ref, first[-1].cursor)] == ["half is whole, too"]
+
+
+def test_a_removal_that_takes_too_long_is_told(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    ref = jobs.start("true")
+    jobs.end(ref)
+    jobs.azure.set(removes=False)
+    monkeypatch.setattr("backends.azureml.jobs.REMOVAL_S", 0)
+    with pytest.raises(BackendError, match="still removes"):
+        jobs.backend.release(ref)
+    jobs.azure.set(removes=True)
+    jobs.backend.release(ref)
+    assert jobs.backend.find(jobs.site(), ref.id) is None
+
+
+def test_a_workspace_without_a_run_history_and_a_deleted_secret_are_told(jobs: Jobs) -> None:
+    ref = jobs.start("true")
+    jobs.azure.set(discovery=False, deleted_secrets=["HF-TOKEN"])
+    with pytest.raises(BackendError, match="where its run history is"):
+        jobs.backend.status(ref)
+    with pytest.raises(BackendError, match="recovered") as problem:
+        jobs.backend.put_secret(jobs.site(), "HF_TOKEN", "x")
+    assert "az keyvault secret recover --vault-name fakevault --name HF-TOKEN" in (problem.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("fact", "value", "fix"),
+    [
+        ("subscription", "0" * 8 + "-0000-0000-0000-" + "0" * 12, "az account set"),
+        ("resource_group", "elsewhere", "az group create --name elsewhere"),
+        ("workspace", "elsewhere", "az ml workspace create --name elsewhere"),
+    ],
+)
+def test_what_is_not_there_is_told_by_its_kind(jobs: Jobs, fact: str, value: str, fix: str) -> None:
+    site = Site(backend="azureml", facts={**jobs.site().facts, fact: value})
+    (problem,) = jobs.backend.check(site)
+    assert fix in problem.fix
+
+
+@pytest.mark.parametrize("spot", [False, True])
+@pytest.mark.parametrize(("quota", "used", "fatal"), [(8, 0, None), (1000, 996, False), (4, 0, True)])
+def test_quota_that_is_in_use_is_waited_for_and_quota_that_is_too_small_is_not(
+    jobs: Jobs, quota: int, used: int, fatal: bool | None, spot: bool
+) -> None:
+    plan = planned(jobs, spot)
+    row = "low-priority" if spot else "standardNCASv3_T4Family"  # the first is on the list's second page
+    jobs.azure.set(quotas={row: quota}, used={row: used})
+    told = [p for p in jobs.backend.check(jobs.site(), plan) if p.kind == "quota"]
+    assert [p.fatal for p in told] == ([] if fatal is None else [fatal])
+
+
+@pytest.mark.filterwarnings("ignore")  # azure-ai-ml's and marshmallow's own, hundreds
+def test_azures_own_client_sees_the_job_that_was_sent(jobs: Jobs) -> None:
+    pytest.importorskip("azure.ai.ml")
+    from azure.ai.ml import MLClient
+    from azure.identity import EnvironmentCredential
+
+    plan, azure = planned(jobs), jobs.azure
+    jobs.backend._put_environment(plan.request["environment"])
+    ref = jobs.backend.submit(plan)
+    ml = MLClient(EnvironmentCredential(), azure.subscription, azure.group, azure.workspace, show_progress=False)
+    seen = ml.jobs.get(ref.id)
+    assert (seen.name, seen.tags[JOB_TAG]) == (ref.id, ref.id)
+    assert {"output", "checkpoints"} <= set(seen.outputs)
+    assert [found.name for found in ml.jobs.list(tag=JOB_TAG)] == [ref.id]
