@@ -105,3 +105,21 @@ def test_a_job_whose_network_failed_is_begun_again_once(tmp_path: Path) -> None:
     assert "not tried again" in fourth.stderr and '"setup"' not in fourth.stdout
     again = failures(tmp_path)
     assert len(again) == 4 and len(set(again)) == 1
+
+
+def test_every_start_counts_towards_the_hours_of_its_job_alone(tmp_path: Path) -> None:
+    job = {"name": "a", "model": {"id": "m"}, "task": "generation", "data": {"train": "rows.jsonl"}}
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input/job.json").write_text(json.dumps(job))
+    nobody = {"LAUNCH_SECRETS": '{"A": "gcp-sm://p/a"}', "GCE_METADATA_HOST": "127.0.0.1:9"}
+    record = tmp_path / "checkpoints/hours.json"
+
+    def used(job_id: str) -> float:
+        start(tmp_path, LAUNCH_JOB_ID=job_id, **nobody)
+        return float(json.loads(record.read_text())["used_s"])
+
+    assert used("a-1") < 60
+    record.write_text(record.read_text().replace('"used_s": ', '"used_s": 9'))  # more than a minute
+    before = json.loads(record.read_text())["used_s"]
+    assert used("a-1") > before
+    assert used("a-1-r2") < 60
