@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
-
-import psutil
 
 from backends import registry
 from backends.base import (
@@ -47,7 +44,6 @@ from launcher.planning import (
     Planned,
     check,
     choose,
-    estimate_json,
     refuse_misfit,
     refuse_problems,
     refuse_unset_facts,
@@ -59,7 +55,8 @@ from launcher.rehearsal import Rehearsed, rehearse
 from launcher.resuming import Resuming, most_resubmits
 from launcher.site import load_site
 from launcher.spec import JobSpec
-from launcher.store import SUBMITTING, JobRecord, Store
+from launcher.store import JobRecord, Store
+from launcher.submitting import Submitting
 
 
 class Client:
@@ -71,6 +68,7 @@ class Client:
         self._backends: dict[str, Backend] = {}
         self._observer = Observer(self._store, self._backend)
         self._discovery = Discovery(self._store, self._backend, self._site)
+        self._submitting = Submitting(self._store, self._backend, self._discovery)
         self._resuming = Resuming(self._store, self._backend, self.refresh, self.submit)
 
     def plan(
@@ -133,49 +131,13 @@ class Client:
         target.validate(plan.request)
 
     def submit(self, planned: Planned, progress: Progress) -> JobRecord:
-        """Record the job, then put it in place and start it. The record is there before anything is sent."""
-        plan, resumes = planned.plan, planned.resumes
+        """Start the job. Raises before anything is recorded when it can't be."""
+        plan = planned.plan
         target = self._backend(plan.offer.backend)
         self.refuse_unready(plan)
         refuse_problems(target, plan)
         self._discovery.rebuild_if_lost()
-        self._store.add(
-            JobRecord(
-                id=plan.token,
-                name=plan.job.name,
-                backend=plan.offer.backend,
-                state=SUBMITTING,
-                created=datetime.now(UTC),
-                lineage=plan.lineage,
-                bundle_sha256=plan.bundle.sha256,
-                spec=plan.job.model_dump(mode="json"),
-                data=planned.data.as_dict() if planned.data else {},
-                estimate=estimate_json(plan),
-                resumes=resumes.id if resumes else None,
-                resubmits=planned.resubmits,
-                submitter=_this_process(),
-                owner=plan.site.owner,
-            )
-        )
-        try:
-            target.stage(plan, progress)
-            ref = target.submit(plan)
-        except BaseException as exc:
-            self._note_interrupted(plan, exc)
-            raise
-        self._store.update(plan.token, state=JobState.STARTING, ref=str(ref))
-        return self._again(plan.token)
-
-    def _note_interrupted(self, plan: Plan, exc: BaseException) -> None:
-        """Whether the job runs though submit did not come to its end: that costs money, so it is looked up."""
-        try:
-            if self._discovery.adopt(plan.job, plan.offer.backend, plan.site, plan.token):
-                return
-        except LaunchError:
-            self._store.update(plan.token, submitter=None)  # not known: the next look at the job asks again
-            return
-        reason = exc.message if isinstance(exc, LaunchError) else f"not submitted: {type(exc).__name__}"
-        self._store.update(plan.token, state=JobState.FAILED, reason=reason, ended=datetime.now(UTC), drained=1)
+        return self._submitting.submit(planned, progress)
 
     def discover(self, names: Sequence[str] = ()) -> int:
         """Record the jobs that the named backends (default: all that are set up) know; how many were new."""
@@ -202,18 +164,25 @@ class Client:
 
     def get(self, key: str | None = None) -> JobRecord:
         """The job with this id, reference or unique beginning of an id (None: the newest), refreshed."""
-        return self.refresh(self._look_up(key))
+        record = self._look_up(key)
+        try:
+            return self.refresh(record)
+        except LaunchError:
+            if not record.never_started:
+                raise
+            return record  # it can be shown without its backend
 
     def jobs(self) -> list[JobRecord]:
         """Every job, newest first, refreshed; a lost record is rebuilt from what the backends know.
 
-        A job whose backend can't be asked now stands there as it was last seen.
+        A job whose backend can't be asked now stands there as it was last seen, and so does one that was never
+        seen to start: asking for each of those again is `discover`'s.
         """
         self._discovery.rebuild_if_lost()
         found = []
         for record in self._store.find(""):
             try:
-                found.append(self.refresh(record))
+                found.append(record if record.never_started else self.refresh(record))
             except LaunchError:
                 found.append(record)
         return found
@@ -221,7 +190,9 @@ class Client:
     def refresh(self, record: JobRecord) -> JobRecord:
         """The record with the backend's newest events and status."""
         if record.ref is None:
-            return record if record.over else self._adopt_or_bury(record)
+            record = self._submitting.looked_up(record)
+        if record.ref is None:
+            return record
         self._observer.refresh(record)
         return self._again(record.id)
 
@@ -241,13 +212,13 @@ class Client:
         while True:
             watched = not record.over
             status = yield from self._observer.follow(record, from_start)
-            if not status.preempted:
+            wanted = JobSpec.model_validate(record.spec)
+            if not (status.preempted and wanted.resources.spot):
                 return
             after = yield from self._resuming.in_place_of(self._again(record.id), watched)
             if after is None:
                 return
-            most = most_resubmits(JobSpec.model_validate(record.spec))
-            yield Resubmitted(after.id, record.id, after.resubmits, most)
+            yield Resubmitted(after.id, record.id, after.resubmits, most_resubmits(wanted))
             record, from_start = after, True
 
     def latest(self, job_id: str) -> JobRecord:
@@ -275,9 +246,12 @@ class Client:
             return iter(())
         return self._backend(record.backend).logs(JobRef.parse(record.ref))
 
-    def cancel(self, job_id: str) -> JobRecord:
-        """Ask the job to checkpoint and stop; returns at once. Silent when it is over."""
-        record = self.latest(job_id)
+    def cancel(self, key: str) -> JobRecord:
+        """Ask the job to checkpoint and stop; returns at once. Silent when it is over.
+
+        The wish is noted also then: no follower submits it anew.
+        """
+        record = self.refresh(self._resuming.unwanted(self._look_up(key)))
         if record.ref is not None and not record.over:
             self._backend(record.backend).cancel(JobRef.parse(record.ref))
         return self.refresh(record)
@@ -364,23 +338,6 @@ class Client:
             raise JobNotFoundError(f"{key!r} is the beginning of {len(found)} jobs: {ids}", "write more of it")
         return found[0]
 
-    def _adopt_or_bury(self, record: JobRecord) -> JobRecord:
-        """A job whose launcher ended before it noted the answer: find it at the backend, or say it never ran."""
-        if record.submitter and _process_lives(record.submitter):
-            return record
-        job = JobSpec.model_validate(record.spec)
-        site = load_site(record.backend, self._backend(record.backend).facts, job)
-        if self._discovery.adopt(job, record.backend, site, record.id):
-            return self.refresh(self._again(record.id))
-        self._store.update(
-            record.id,
-            state=JobState.FAILED,
-            reason="the launcher was stopped before the job was started; nothing runs",
-            ended=datetime.now(UTC),
-            drained=1,
-        )
-        return self._again(record.id)
-
     def _backend(self, name: str) -> Backend:
         if name not in self._backends:
             self._backends[name] = registry.create(name, self.home)
@@ -391,16 +348,3 @@ class Client:
         if record is None:
             raise JobNotFoundError(f"{job_id} is no longer in the record", "launch list")
         return record
-
-
-def _this_process() -> str:
-    me = psutil.Process()
-    return json.dumps({"pid": me.pid, "created": me.create_time()})
-
-
-def _process_lives(note: str) -> bool:
-    known = json.loads(note)
-    try:
-        return bool(abs(psutil.Process(known["pid"]).create_time() - known["created"]) < 1.0)
-    except psutil.Error:
-        return False

@@ -40,7 +40,7 @@ class Discovery:
         """Record the reference of a job that its backend knows though its launcher did not hear so."""
         ref = self._backend(backend).find(site, token, job.resources.region)
         if ref is not None:
-            self._store.update(token, ref=str(ref), state=JobState.STARTING)
+            self._store.adopt(token, str(ref))
         return ref is not None
 
     def rebuild_if_lost(self) -> None:
@@ -73,7 +73,12 @@ class Discovery:
         new = [record for record in found if self._store.get(record.id) is None]
         if new:
             self._store.add_missing(new)
-        return len(new)
+        adopted = [
+            record
+            for record in found
+            if self._is_lost(record.id) and self._store.adopt(record.id, str(record.ref))
+        ]
+        return len(new) + len(adopted)
 
     def orphans(self, names: Iterable[str] = ()) -> tuple[list[Orphan], dict[str, str]]:
         """Jobs and machines that are alive and that no record owns; backend -> why it can't be asked."""
@@ -92,7 +97,7 @@ class Discovery:
         target, site = self._backend(name), self._site(name)
         told = set()
         for ref in target.discover(site):
-            if self._store.get(ref.id) is not None:
+            if self._store.get(ref.id) is not None and not self._is_lost(ref.id):
                 continue
             status = target.status(ref)
             if status.state.terminal:
@@ -113,6 +118,11 @@ class Discovery:
                     backend=name, id=machine.name, what=machine.what, since=machine.since, stop=machine.stop,
                     hourly=None if machine.hourly is None else Decimal(str(machine.hourly)),
                 )  # fmt: skip
+
+    def _is_lost(self, job_id: str) -> bool:
+        """Is it one that the record calls over since its backend did not show it when it was asked?"""
+        known = self._store.get(job_id)
+        return known is not None and known.never_started
 
     def is_set_up(self, name: str) -> bool:
         """Does the user's configuration have every fact that this backend must be told?"""

@@ -95,6 +95,7 @@ class Observer:
     def __init__(self, store: Store, backend: Callable[[str], Backend]) -> None:
         self._store = store
         self._backend = backend
+        self._seen_over: dict[str, datetime] = {}
 
     def refresh(self, record: JobRecord) -> None:
         """One look from where the recorded one ended. Raises what the backend does."""
@@ -170,7 +171,10 @@ class Observer:
 
     def _is_drained(self, job_id: str, status: JobStatus, drain_s: float) -> bool:
         """Has everything been read that a job which is over had to say?"""
-        if not drain_s or (status.ended and datetime.now(UTC) - status.ended > timedelta(seconds=drain_s)):
+        now = datetime.now(UTC)
+        # A vendor that does not say when it ended: no later than it was first seen over.
+        ended = status.ended or self._seen_over.setdefault(job_id, now)
+        if not drain_s or now - ended > timedelta(seconds=drain_s):
             return True
         events = self._store.events(job_id)
         return bool(events) and events[-1].name in LAST_EVENTS[status.state]

@@ -54,6 +54,12 @@ def detaching(client: Client, job_id: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         console, record = screen.err(), client.recorded(job_id)
+        if record.over:  # its end was being read, or another submitted in its place
+            console.print(f"\ndetached; {record.id} is over: {record.state}", style="bold")
+            console.print(f"  launch show {record.id}   tells how it ended", soft_wrap=True)
+            if record.state == "FAILED":
+                console.print(f"  launch resume {record.id}   goes on from its checkpoints", soft_wrap=True)
+            raise click.exceptions.Exit(DETACHED) from None
         console.print(f"\ndetached; {record.id} goes on", style="bold")
         console.print(f"  launch watch {record.id}    follows it again", soft_wrap=True)
         console.print(f"  launch cancel {record.id}   checkpoints and stops it", soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 
 from backends.base import Backend, JobRef, Progress
@@ -61,31 +62,72 @@ class Resuming:
             record = after
         return record
 
+    def unwanted(self, record: JobRecord) -> JobRecord:
+        """Note that the user wants the job no more, nor what followers put in its place; the last of them.
+
+        Noted first and looked at then; a follower submits first and looks at the note then. So one of the two
+        sees the other.
+        """
+        while True:
+            self._store.update(record.id, unwanted=1)
+            after = next((r for r in map(self._refresh, self._put_in_place_of(record)) if r.ref), None)
+            if after is None:
+                return record
+            record = after
+
     def in_place_of(self, lost: JobRecord, watched: bool) -> Generator[Trouble, None, JobRecord | None]:
         """The job that goes on for one that lost its spot capacity, submitted unless it is there; None: none does.
 
         A job that nobody `watched` is gone on from only where a follower had begun to: looking at what is
-        long over spends nothing. Of two followers, and after one that was killed, there is one job.
+        long over spends nothing. Of two followers, and after one that was killed, there is one job. One that
+        the user cancels meanwhile is not submitted, or cancelled.
         """
         patience = Patience(self._backend(lost.backend).capabilities.poll_s)
+        after = yield from self._found_or_submitted(lost, watched, patience)
+        while after is not None and self._is_unwanted(lost) and not self._is_unwanted(after):
+            assert after.ref is not None
+            try:
+                self._backend(after.backend).cancel(JobRef.parse(after.ref))
+                self._store.update(after.id, unwanted=1)
+            except (CredentialsError, UnreachableError) as exc:
+                yield from patience.wait(exc)
+        return after
+
+    def _found_or_submitted(
+        self, lost: JobRecord, watched: bool, patience: Patience
+    ) -> Generator[Trouble, None, JobRecord | None]:
         while True:
             try:
-                begun = [self._refresh(record) for record in self._put_in_place_of(lost)]
-                if submitted := next((record for record in begun if record.ref), None):
+                known = self._put_in_place_of(lost)
+                # Not one that was refused: it was over before this look.
+                begun = any(not record.over for record in known)
+                found = [self._refresh(record) for record in known]
+                if submitted := next((record for record in found if record.ref), None):
                     return submitted
-                if any(not record.over for record in begun):
+                if any(not record.over for record in found):
                     time.sleep(LOOK_S)
-                elif watched or begun:
-                    return self._go_on(lost, what_is_left(lost), lambda _: None, lost.resubmits + 1)
-                else:
+                elif not (watched or begun):
                     return None
+                elif self._is_unwanted(lost):
+                    self._note_not_again(lost, "launch cancel was called")
+                    return None
+                else:
+                    return self._go_on(lost, what_is_left(lost), lambda _: None, lost.resubmits + 1)
             except (CredentialsError, UnreachableError) as exc:
                 yield from patience.wait(exc)
             except LaunchError as exc:
                 if any(record.ref or not record.over for record in self._put_in_place_of(lost)):
                     continue  # another follower was quicker
-                self._store.update(lost.id, reason=f"{lost.reason}; not submitted again: {exc.message}")
+                self._note_not_again(lost, exc.message)
                 return None
+
+    def _note_not_again(self, lost: JobRecord, why: str) -> None:
+        self._store.update(lost.id, reason=f"{lost.reason}; not submitted again: {why}")
+
+    def _is_unwanted(self, record: JobRecord) -> bool:
+        """As the record has it now: the user may have cancelled it from another terminal."""
+        now = self._store.get(record.id)
+        return now is not None and bool(now.unwanted)
 
     def _put_in_place_of(self, record: JobRecord) -> list[JobRecord]:
         found = self._lineage(record.lineage)
@@ -119,7 +161,8 @@ def what_is_left(lost: JobRecord) -> JobSpec:
     job = JobSpec.model_validate(lost.spec)
     if lost.resubmits >= most_resubmits(job):
         raise CapacityError(f"that was done {lost.resubmits} times, and resources.resubmits allows no more")
-    used = (lost.ended - lost.started).total_seconds() / 3600 if lost.started and lost.ended else 0.0
+    ended = lost.ended or datetime.now(UTC)  # not said: what it has run can't be more
+    used = (ended - lost.started).total_seconds() / 3600 if lost.started else 0.0
     hours = max_hours(job) - used
     if hours < LEAST_HOURS:
         raise OverBudgetError(f"it has run {used:.1f} of its {max_hours(job):g} hours")

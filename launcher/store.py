@@ -54,6 +54,7 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE jobs ADD COLUMN released INTEGER NOT NULL DEFAULT 0;
     """,
     "ALTER TABLE jobs ADD COLUMN resubmits INTEGER NOT NULL DEFAULT 0;",
+    "ALTER TABLE jobs ADD COLUMN unwanted INTEGER NOT NULL DEFAULT 0;",
 )
 """Applied in order, one transaction each; the number applied is the file's user_version."""
 
@@ -80,6 +81,8 @@ class JobRecord:
     resumes: str | None = None
     resubmits: int = 0
     """How many times a follower has submitted the job anew, this one included; 0 of a job that a user started."""
+    unwanted: int = 0
+    """1 when the user has cancelled it: no follower submits it anew."""
     folder: str | None = None
     cursor: str | None = None
     submitter: str | None = None
@@ -100,11 +103,16 @@ class JobRecord:
         """True when the state is final."""
         return self.state != SUBMITTING and JobState(self.state).terminal
 
+    @property
+    def never_started(self) -> bool:
+        """True of a job that is over as far as is known since its backend has not shown it yet."""
+        return self.over and self.ref is None
+
 
 _COLUMNS = (
     "id", "name", "backend", "ref", "state", "reason", "created", "started", "ended", "interruptions", "lineage",
     "resumes", "folder", "bundle_sha256", "cursor", "submitter", "owner", "url", "billable_s", "machine",
-    "drained", "released", "resubmits", "spec", "data", "estimate",
+    "drained", "released", "resubmits", "unwanted", "spec", "data", "estimate",
 )  # fmt: skip
 _JSON = ("spec", "data", "estimate")
 _TIMES = ("created", "started", "ended")
@@ -145,6 +153,19 @@ class Store:
                 f"UPDATE jobs SET {', '.join(names)} WHERE id = ?{guard}",
                 [*values, job_id, *(final if guard else [])],
             )
+
+    def adopt(self, job_id: str, ref: str) -> bool:
+        """Note the reference of a job that has none; was there such a job?
+
+        The one way back from a final state: a job that was said never to have started runs after all.
+        """
+        with self._write() as db:
+            done = db.execute(
+                "UPDATE jobs SET ref = ?, state = ?, reason = NULL, ended = NULL, drained = 0"
+                " WHERE id = ? AND ref IS NULL AND state IN (?, ?)",
+                [ref, JobState.STARTING.value, job_id, SUBMITTING, JobState.FAILED.value],
+            )
+        return done.rowcount == 1
 
     def add_events(self, job_id: str, events: Iterable[Event], cursor: str | None) -> list[Event]:
         """Record the events that are new, with the log cursor behind them, in one transaction; the new ones."""

@@ -29,14 +29,15 @@ from train_entry.failure import (
     FAILURE,
     JobError,
     classify,
+    failed_before,
     final_failure,
-    hours_are_over,
-    mark_of_hours,
+    no_further,
     tell_vendor,
     write_atomic,
     write_failure,
 )
 from train_entry.folders import work_folder
+from train_entry.hours import Hours, hours_are_over, mark_of_hours
 from train_entry.masking import mask, set_names
 from train_entry.packages import install, installed, missing_packages
 from train_entry.secrets import needs_botocore, references, resolve
@@ -83,7 +84,9 @@ class Entry:
             self.stop_file.touch()
         self.run = secrets.token_hex(4)
         self.events = self._events_file()
+        self.hours = Hours(Path(os.environ["LAUNCH_CHECKPOINT_DIR"]), self.started)
         self.final = final_failure(self.outputs)
+        self.before = failed_before(self.outputs)
         self.over = hours_are_over(self.outputs)
         if (
             self.first and self.final is None and not self.over
@@ -107,6 +110,8 @@ class Entry:
             return self.give_up(self.final)
         if self.over:
             return self.stay_stopped()
+        if self.first:
+            self.hours.start()
         try:
             if self.unclear is not None:
                 raise self.unclear
@@ -125,6 +130,7 @@ class Entry:
             if code not in (0, PREEMPTED):
                 self.tell_failure(code)
             if self.first:
+                self.hours.note()
                 self.leave_state({0: "succeeded", PREEMPTED: "stopped"}.get(code, "failed"), code)
         except OSError as exc:  # a full disk must not change how it ended
             say(f"could not write how it ended: {exc}", sys.stderr)
@@ -269,17 +275,8 @@ class Entry:
         }
         if os.environ.get("LAUNCH_OFFLINE") == "1":
             own |= OFFLINE | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.inputs / "wheels")}
-        hours = job.max_hours
-        if hours is None and (given := os.environ.get("LAUNCH_MAX_HOURS")):
-            try:
-                hours = float(given)
-            except ValueError as exc:
-                raise JobError("config", f"LAUNCH_MAX_HOURS is {given!r}, not a number of hours") from exc
-        if hours is not None:  # the set-up counts too: the backend's own clock has run since then
-            deadlines = [self.started + hours * 3600]
-            if given := os.environ.get("LAUNCH_DEADLINE"):
-                deadlines.append(float(given))
-            own["LAUNCH_DEADLINE"] = f"{min(deadlines):.3f}"
+        if (end := self.hours.deadline(job.max_hours)) is not None:
+            own["LAUNCH_DEADLINE"] = f"{end:.3f}"
         return own
 
     def forward(self, *_: object) -> None:
@@ -355,9 +352,13 @@ class Entry:
         failure = json.loads(path.read_text(encoding="utf-8"))
         told = {k: failure[k] for k in ("kind", "message", "hint")}
         tell_vendor(JobError(**told))
-        if self.first:
-            # A new writer: the ranks have numbered events of this run too.
-            self.writer().emit("failure", **told)
+        if not self.first:
+            return
+        # A new writer: the ranks have numbered events of this run too.
+        self.writer().emit("failure", **told)
+        if failure["retry"] and no_further(self.before, failure):
+            say("not to be tried again: it failed the same way twice, and got no further", sys.stderr)
+            write_atomic(path, json.dumps({**failure, "retry": False}, indent=1).encode())
 
     def unexplained(self, code: int) -> JobError:
         """What an exit status says alone."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import sys
 import traceback
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from train_entry.masking import mask
 
@@ -29,6 +32,7 @@ MISTAKES = (
     SyntaxError, NotImplementedError,
 )  # fmt: skip
 """Python's own words for what is wrong with a program or what it was given, not with the machine."""
+ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 NETWORK = frozenset(
     ("ConnectionError", "Timeout", "TimeoutError", "TimeoutException", "NetworkError", "TransportError")
 )
@@ -84,7 +88,7 @@ def classify(exc: BaseException) -> JobError:
 
 
 def write_failure(folder: Path, error: JobError, cause: BaseException | None) -> None:
-    """Write folder/failure.json {kind, message, hint, retry, job, traceback} whole or not at all.
+    """Write folder/failure.json {kind, message, hint, retry, job, checkpoint, traceback} whole or not at all.
 
     A full disk takes none of it, and must not hide why the job failed.
     """
@@ -92,7 +96,7 @@ def write_failure(folder: Path, error: JobError, cause: BaseException | None) ->
     tail = "".join(lines).splitlines()[-TAIL_LINES:]
     body = {
         "kind": error.kind, "message": error.message, "hint": error.hint, "retry": may_be_mended(error, cause),
-        "job": _this_job(), "traceback": tail,
+        "job": this_job(), "checkpoint": _newest_checkpoint(), "traceback": tail,
     }  # fmt: skip
     try:
         write_atomic(folder / FAILURE, mask(json.dumps(body, indent=1)).encode())
@@ -124,29 +128,47 @@ def final_failure(folder: Path) -> JobError | None:
     """The failure of an earlier start of this very job that no other start can mend; None without one."""
     try:
         found = json.loads((folder / FAILURE).read_text(encoding="utf-8"))
-        if found["retry"] is not False or not found["job"] or found["job"] != _this_job():
+        if found["retry"] is not False or not found["job"] or found["job"] != this_job():
             return None
         return JobError(str(found["kind"]), str(found["message"]), found["hint"], retry=False)
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
-def mark_of_hours() -> str | None:
-    """This very job with this very limit: with more hours, or as another job, it goes on."""
-    limits = [os.environ.get(name) for name in ("LAUNCH_MAX_HOURS", "LAUNCH_DEADLINE")]
-    return None if (job := _this_job()) is None else f"{job} {limits}"
+def failed_before(folder: Path) -> Mapping[str, Any]:
+    """failure.json as the start before, of this very job, has left it; empty without one.
 
-
-def hours_are_over(folder: Path) -> bool:
-    """Has an earlier start of this very job stopped because its hours were over?"""
+    state.json tells that it is: another node of this start may have failed already.
+    """
     try:
-        over = json.loads((folder / "state.json").read_text(encoding="utf-8"))["over"]
+        found, state = (json.loads((folder / n).read_text(encoding="utf-8")) for n in (FAILURE, "state.json"))
+        same = found["job"] and found["job"] == this_job() and state["state"] == "failed"
+        return found if same else {}
     except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
+def no_further(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Has this start failed just as the one before, and neither left a checkpoint that the other did not have?
+
+    What may pass by itself has not: a third start would be paid for the same.
+    """
+    if any(before.get(name) != now.get(name) for name in ("job", "kind", "checkpoint")):
         return False
-    return over is not None and over == mark_of_hours()
+    # A hang's message tells how long it was; others may tell where in memory something was.
+    told = [ADDRESS.sub("0x", str(failure.get("message"))) for failure in (before, now)]
+    return now["kind"] == "hang" or told[0] == told[1]
 
 
-def _this_job() -> str | None:
+def _newest_checkpoint() -> str | None:
+    try:
+        found = Path(os.environ["LAUNCH_CHECKPOINT_DIR"]).glob("step-*/manifest.json")
+        return max((path.parent.name for path in found), default=None)
+    except (OSError, LookupError):
+        return None
+
+
+def this_job() -> str | None:
     """The job's id and a mark of what it was given: by hand, a job that was mended is run again under its id."""
     own, inputs = os.environ.get("LAUNCH_JOB_ID"), os.environ.get("LAUNCH_INPUT_DIR")
     if not own or not inputs:

@@ -17,11 +17,12 @@ def command(job: str, no_wait: bool) -> None:
     import time
 
     client = options.make_client()
-    record = client.latest(client.get(job).id)
-    if record.over:
-        click.echo(f"{record.id} is over already: {record.state}")
+    before = client.latest(client.get(job).id)
+    record = client.cancel(before.id)
+    if before.over and record.id == before.id:
+        again = "; no follower submits it anew" if client.needs_follower(record) else ""
+        click.echo(f"{record.id} is over already: {record.state}{again}")
         return
-    record = client.cancel(record.id)
     until = time.monotonic() + WAIT_S
     while not (no_wait or record.over or time.monotonic() > until):
         time.sleep(0.3)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import click
 
 from launcher.commands import options
+
+RECENT = timedelta(days=7)
+"""Of a job that was not seen to start: it would be over by now, or nearly."""
 
 
 @click.command("list")
@@ -37,3 +42,7 @@ def command(everything: bool, discover: bool, backend: str | None, as_json: bool
     console.print(screen.jobs_table(shown, console.width))
     if len(shown) < len(records):
         screen.err().print(f"{len(records) - len(shown)} older ones: launch list --all", style="dim")
+    for record in shown:
+        if record.never_started and datetime.now(UTC) - record.created < RECENT:
+            line = f"{record.id} was not seen to start: launch show {record.id} asks {record.backend} again"
+            screen.err().print(line, style="dim", soft_wrap=True)

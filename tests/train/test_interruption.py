@@ -236,6 +236,27 @@ def test_hours_that_are_over_checkpoint_and_exit_143(new_job):
     assert not (job.outputs / "failure.json").exists()
 
 
+def test_hours_that_an_interrupted_start_has_used_count(new_job):
+    job = new_job(train={**TRAIN, "max_steps": 100_000, "epochs": 1e6})
+    description = json.loads((job.inputs / "job.json").read_text())
+    job.write({**description, "resources": {"max_hours": 1}})
+    process = job.start()
+    job.wait_for_step(2)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=tiny.PATIENCE_S)
+    assert process.returncode == 143 and job.named("stopped")[0]["reason"] == "signal"
+
+    record = job.checkpoints / "hours.json"
+    used = json.loads(record.read_text())
+    assert 0 < used["used_s"] < 600
+    record.write_text(json.dumps({**used, "used_s": 3590}))  # as if it had run for most of its hour
+    code, log = job.run()
+    assert code == 143, log
+    assert job.named("stopped")[1]["reason"] == "deadline"
+    code, log = job.run()
+    assert code == 143 and "its hours are over" in log
+
+
 def test_job_reaches_its_end_when_nobody_reads_its_output(new_job):
     job = new_job(train={"max_steps": 12, "checkpoint_steps": 4})
     process = job.start()

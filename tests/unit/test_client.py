@@ -260,3 +260,64 @@ def test_a_job_that_cannot_be_submitted_anew_says_why_and_is_tried_once(
     assert put_in_place_of(client, lost, watched=True) is None
     assert tries == [f"{lost.id}-r2"]
     assert "not submitted again: no quota is left" in (client.get(lost.id).reason or "")
+    # Whoever looks at it later spends nothing, though one attempt stands in the record.
+    assert put_in_place_of(client, client.get(lost.id), watched=False) is None
+    assert tries == [f"{lost.id}-r2"]
+
+
+def test_a_job_that_is_cancelled_before_it_is_submitted_anew_is_not(client: Client, tmp_path: Path) -> None:
+    lost = ended(client, tmp_path)
+    assert client.cancel(lost.id).state == "FAILED"
+    assert put_in_place_of(client, lost, watched=True) is None
+    assert "not submitted again: launch cancel" in (client.get(lost.id).reason or "")
+    assert [job.id for job in client.jobs()] == [lost.id]
+    by_hand = client.resume(lost.id, lambda line: None)  # what the user asks for later is another matter
+    assert by_hand.id == f"{lost.id}-r2"
+    list(client.follow(by_hand.id))
+
+
+def test_a_job_that_is_cancelled_while_it_is_submitted_anew_is_cancelled_then(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost, submit, cancelled = ended(client, tmp_path), LocalBackend.submit, []
+    cancel = LocalBackend.cancel
+
+    def slow(self: LocalBackend, plan: Any) -> JobRef:
+        assert Client(client.home).cancel(lost.id).id == lost.id  # from another terminal
+        return submit(self, plan)
+
+    def noted(self: LocalBackend, ref: JobRef) -> None:
+        cancelled.append(ref.id)
+        cancel(self, ref)
+
+    monkeypatch.setattr(LocalBackend, "submit", slow)
+    monkeypatch.setattr(LocalBackend, "cancel", noted)
+    after = put_in_place_of(client, lost, watched=True)
+    assert after is not None and cancelled == [after.id] == [f"{lost.id}-r2"]
+    list(client.follow(after.id))
+    # Nor is it gone on from when it loses its machine before it has stopped.
+    assert put_in_place_of(client, client.get(after.id), watched=True) is None
+
+
+@pytest.mark.parametrize("spot", [True, False])
+def test_only_a_spot_job_is_submitted_anew(
+    spot: bool, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, lost = LocalBackend.status, ended(client, tmp_path)
+    resources = {**lost.spec["resources"], "spot": spot}
+    first = dataclasses.replace(lost, id=f"{lost.id}x", spec={**lost.spec, "resources": resources})
+    client._store.add(dataclasses.replace(first, lineage=first.id, state=JobState.RUNNING))
+
+    def preempted(self: LocalBackend, ref: JobRef) -> JobStatus:
+        return dataclasses.replace(status(self, ref), preempted=True)
+
+    asked: list[str] = []
+
+    def in_place_of(lost: JobRecord, watched: bool) -> Any:
+        asked.append(lost.id)
+        yield from ()
+
+    monkeypatch.setattr(LocalBackend, "status", preempted)
+    monkeypatch.setattr(client._resuming, "in_place_of", in_place_of)
+    list(client.follow(first.id))
+    assert asked == ([first.id] if spot else [])

@@ -84,11 +84,42 @@ def test_its_resume_is_another_job_and_is_begun(tmp_path: Path) -> None:
     assert "not tried again" not in start(tmp_path, LAUNCH_JOB_ID="a-1-r2").stderr
 
 
-def test_a_job_whose_network_failed_is_begun_again(tmp_path: Path) -> None:
+def test_a_job_whose_network_failed_is_begun_again_once(tmp_path: Path) -> None:
     job = {"name": "a", "model": {"id": "m"}, "task": "generation", "data": {"train": "rows.jsonl"}}
     (tmp_path / "input").mkdir()
     (tmp_path / "input/job.json").write_text(json.dumps(job))
     nobody = {"LAUNCH_SECRETS": '{"A": "gcp-sm://p/a"}', "GCE_METADATA_HOST": "127.0.0.1:9"}
-    first, second = start(tmp_path, **nobody), start(tmp_path, **nobody)
-    assert json.loads((tmp_path / "output/failure.json").read_text())["retry"] is True
-    assert "not tried again" not in first.stderr + second.stderr
+
+    def may_be_mended() -> bool:
+        return bool(json.loads((tmp_path / "output/failure.json").read_text())["retry"])
+
+    first = start(tmp_path, **nobody)
+    assert may_be_mended() and "tried again" not in first.stderr
+    (tmp_path / "checkpoints/step-00000002").mkdir(parents=True)
+    (tmp_path / "checkpoints/step-00000002/manifest.json").write_text("{}")
+    second = start(tmp_path, **nobody)
+    assert may_be_mended() and "tried again" not in second.stderr, "it got further meanwhile"
+    third = start(tmp_path, **nobody)
+    assert not may_be_mended() and "it failed the same way twice" in third.stderr
+    fourth = start(tmp_path, **nobody)
+    assert "not tried again" in fourth.stderr and '"setup"' not in fourth.stdout
+    again = failures(tmp_path)
+    assert len(again) == 4 and len(set(again)) == 1
+
+
+def test_every_start_counts_towards_the_hours_of_its_job_alone(tmp_path: Path) -> None:
+    job = {"name": "a", "model": {"id": "m"}, "task": "generation", "data": {"train": "rows.jsonl"}}
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input/job.json").write_text(json.dumps(job))
+    nobody = {"LAUNCH_SECRETS": '{"A": "gcp-sm://p/a"}', "GCE_METADATA_HOST": "127.0.0.1:9"}
+    record = tmp_path / "checkpoints/hours.json"
+
+    def used(job_id: str) -> float:
+        start(tmp_path, LAUNCH_JOB_ID=job_id, **nobody)
+        return float(json.loads(record.read_text())["used_s"])
+
+    assert used("a-1") < 60
+    record.write_text(record.read_text().replace('"used_s": ', '"used_s": 9'))  # more than a minute
+    before = json.loads(record.read_text())["used_s"]
+    assert used("a-1") > before
+    assert used("a-1-r2") < 60

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from train_entry.failure import JobError, classify, final_failure, may_be_mended, write_failure
+from train_entry.failure import (
+    JobError,
+    classify,
+    failed_before,
+    final_failure,
+    may_be_mended,
+    no_further,
+    write_failure,
+)
 
 
 class OutOfMemoryError(RuntimeError):
@@ -84,3 +92,44 @@ def test_a_failure_is_final_for_the_job_that_met_it_alone(tmp_path: Path, monkey
 def test_what_an_older_start_or_a_crash_left_is_no_final_failure(left: str, tmp_path: Path) -> None:
     (tmp_path / "failure.json").write_text(left)
     assert final_failure(tmp_path) is None
+
+
+LEFT = {"job": "a-1 0", "kind": "error", "message": "RuntimeError: at 0x7f01", "checkpoint": "step-00000002"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({}, True),
+        ({"message": "RuntimeError: at 0x7fff"}, True),
+        ({"message": "RuntimeError: at line 3"}, False),
+        ({"kind": "killed"}, False),
+        ({"checkpoint": "step-00000004"}, False),
+        ({"job": "a-2 0"}, False),
+    ],
+)
+def test_a_failure_that_is_met_twice_without_a_checkpoint_between_is_the_same(
+    changes: dict[str, str], same: bool
+) -> None:
+    assert no_further(LEFT, {**LEFT, **changes}) is same
+
+
+def test_two_hangs_are_the_same_however_long_they_were() -> None:
+    first = {**LEFT, "kind": "hang", "message": "silent for 1800 s"}
+    assert no_further(first, {**first, "message": "silent for 1803 s"})
+    assert not no_further({}, first)
+
+
+def test_what_another_node_has_just_left_is_not_of_the_start_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "input").mkdir()
+    (tmp_path / "input/job.json").write_text("{}")
+    monkeypatch.setenv("LAUNCH_JOB_ID", "a-1")
+    monkeypatch.setenv("LAUNCH_INPUT_DIR", str(tmp_path / "input"))
+    write_failure(tmp_path, JobError("killed", "SIGKILL"), None)
+    assert failed_before(tmp_path) == {}
+    (tmp_path / "state.json").write_text('{"state": "failed"}')
+    assert failed_before(tmp_path)["kind"] == "killed"
+    monkeypatch.setenv("LAUNCH_JOB_ID", "a-1-r2")
+    assert failed_before(tmp_path) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -45,6 +46,14 @@ def test_what_is_left_is_what_the_next_one_begins_with() -> None:
 def test_a_job_that_never_got_a_machine_has_spent_nothing() -> None:
     left = what_is_left(lost(None, budget=10, resources={"max_hours": 4}))
     assert (left.resources.max_hours, left.budget) == (4, Decimal(10))
+
+
+def test_a_job_whose_end_is_not_known_has_run_until_now() -> None:
+    job = lost(0, budget=10, resources={"max_hours": 4})
+    began = datetime.now(UTC) - timedelta(hours=1)
+    left = what_is_left(dataclasses.replace(job, started=began, ended=None))
+    assert left.resources.max_hours == pytest.approx(3, abs=0.01)
+    assert left.budget is not None and float(left.budget) == pytest.approx(8, abs=0.02)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,43 @@ def test_a_final_state_is_final(path: Path) -> None:
     assert (found.state, found.reason, found.over) == ("FAILED", "oom: no memory", True)
 
 
+@pytest.mark.parametrize(
+    ("changes", "known_again"),
+    [
+        ({"state": SUBMITTING}, True),
+        ({"state": JobState.FAILED, "reason": "nothing runs", "ended": NOW, "drained": 1}, True),
+        ({"state": JobState.FAILED, "ref": "local://localhost/demo-1", "reason": "oom", "ended": NOW}, False),
+        ({"state": JobState.SUCCEEDED, "ended": NOW}, False),
+    ],
+)
+def test_only_a_job_that_was_not_seen_to_start_comes_back_from_its_end(
+    path: Path, changes: dict[str, object], known_again: bool
+) -> None:
+    store = Store(path)
+    store.add(record(**changes))
+    before = store.get("demo-1")
+    assert store.adopt("demo-1", "local://localhost/demo-1") is known_again
+    after = store.get("demo-1")
+    assert before is not None and after is not None
+    if known_again:
+        assert (after.ref, after.state, after.reason) == ("local://localhost/demo-1", "STARTING", None)
+        assert (after.ended, after.drained, after.over) == (None, 0, False)
+    else:
+        assert after == before
+
+
+def test_a_record_of_the_version_before_keeps_its_jobs(path: Path) -> None:
+    store = Store(path)
+    store.add(record())
+    store.close()
+    db = sqlite3.connect(path)
+    db.execute("ALTER TABLE jobs DROP COLUMN unwanted")
+    db.execute(f"PRAGMA user_version = {len(MIGRATIONS) - 1}")
+    db.close()
+    found = Store(path).get("demo-1")
+    assert found is not None and found.unwanted == 0
+
+
 def test_a_job_that_is_being_submitted_is_not_over(path: Path) -> None:
     assert not record(state=SUBMITTING).over
 
