@@ -187,6 +187,7 @@ class BundleStore(ABC):
                     if not left:
                         raise
                     continue
+                moved.add(file.size)
             return
 
     def source(self, file: BundleFile) -> Path:

@@ -43,7 +43,13 @@ def _of_time(work: Work, timed: Sequence[OfferEstimate]) -> Iterator[str]:
     if starts:
         yield f"start-up: {'; '.join(starts)}"
     yield from dict.fromkeys(_calibrated(timed))
+    if work.job.train.packing is None and any(one.hardware.hours and one.hardware.hours.packs for one in timed):
+        yield "rows are reckoned padded; training may pack them: the low end of the time is theirs then"
     yield f"model: {2 * work.shape.params / 1e9:.1f} GB at {FETCH_GBS:g} GB/s, a fourth to three times as fast"
+    if work.judged_elsewhere:
+        yield f"judging is not counted: {work.judged_elsewhere} is read where the job runs"
+    if work.job.tuning.dora and work.job.tuning.kind != "full":
+        yield "DoRA: counted from peft's source, measured nowhere; its band is wider"
     if work.job.train.early_stopping and not work.job.train.dry_run_steps:
         yield "early stopping may end the job sooner; that is not counted"
 

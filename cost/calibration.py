@@ -58,6 +58,8 @@ class Calibration:
     high: float
     n: int
     source: str
+    packed: bool = False
+    """Was it measured on the same rows, packed as they will be?"""
 
 
 def calibrate(ratios: Sequence[float], source: str) -> Calibration:

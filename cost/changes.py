@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -25,43 +25,54 @@ class Change:
 class Changes:
     """Finds the change for one offer after the other; each changed job is worked out once."""
 
-    def __init__(self, estimator: Estimator) -> None:
+    def __init__(self, estimator: Estimator, others: Iterable[OfferEstimate]) -> None:
         self._estimator = estimator
         self._changed: dict[tuple[str, ...], Estimator] = {}
+        self._by_ranks: dict[int, Sequence[tuple[str, tuple[str, ...], JobSpec]]] = {}
+        self._fitting: dict[str, OfferEstimate] = {}
+        for one in others:
+            if one.hardware.fit == "yes" and one.total is not None:
+                best = self._fitting.get(one.offer.backend)
+                if best is None or _usual(one) < _usual(best):
+                    self._fitting[one.offer.backend] = one
 
-    def smallest(self, short: OfferEstimate, others: Sequence[OfferEstimate]) -> Change | None:
+    def smallest(self, short: OfferEstimate) -> Change | None:
         """The change for an offer that lacks memory; None when nothing known helps.
 
-        In order: fewer rows a pass, gradient checkpointing, a 4-bit base, then the cheapest offer of `others` on
-        the same backend that fits. Surely fits goes before probably fits.
+        In order: fewer rows a pass, gradient checkpointing, a 4-bit base, then the cheapest of the other offers
+        on the same backend that fits. Surely fits goes before probably fits.
         """
         ranks = max(1, short.offer.gpus) * short.offer.nodes
         probable: Change | None = None
-        for what, settings, job in variants(self._estimator.work.job, ranks):
-            changed = self._of(settings, job)(short.offer)
-            found = Change(what=what, settings=settings, difference=_difference(changed, short))
-            if changed.hardware.fit == "yes":
-                return found
-            if changed.hardware.fit == "tight" and probable is None:
+        for what, settings, job in self._variants(ranks):
+            changed = self._of(settings, job)
+            fit = changed.hardware(short.offer).fit
+            if fit == "yes" or (fit == "tight" and probable is None):
+                found = Change(what=what, settings=settings, difference=_difference(changed(short.offer), short))
+                if fit == "yes":
+                    return found
                 probable = found
-        return probable or self._next_gpu(short, others)
+        return probable or self._next_gpu(short)
+
+    def _variants(self, ranks: int) -> Sequence[tuple[str, tuple[str, ...], JobSpec]]:
+        if ranks not in self._by_ranks:
+            self._by_ranks[ranks] = tuple(variants(self._estimator.work.job, ranks))
+        return self._by_ranks[ranks]
 
     def _of(self, settings: tuple[str, ...], job: JobSpec) -> Estimator:
         if settings not in self._changed:
             self._changed[settings] = self._estimator.changed(job)
         return self._changed[settings]
 
-    def _next_gpu(self, short: OfferEstimate, others: Sequence[OfferEstimate]) -> Change | None:
-        fitting = [
-            one
-            for one in others
-            if one.offer.backend == short.offer.backend and one.hardware.fit == "yes" and one.total is not None
-        ]
-        if not fitting:
+    def _next_gpu(self, short: OfferEstimate) -> Change | None:
+        best = self._fitting.get(short.offer.backend)
+        if best is None:
             return None
-        best = min(fitting, key=lambda one: one.total.usual if one.total else Decimal(0))
-        settings = (f"resources.gpu={best.offer.gpu}",)
-        what = f"{best.offer.gpu} ({best.offer.instance_type})"
+        gpu, gpus = best.offer.gpu, best.offer.gpus
+        settings: tuple[str, ...] = (f"resources.gpu={gpu}",)
+        if gpus != self._estimator.work.job.resources.gpus:
+            settings = (*settings, f"resources.gpus={gpus}")
+        what = f"{gpu if gpus == 1 else f'{gpus}x {gpu}'} ({best.offer.instance_type})"
         return Change(what=what, settings=settings, difference=_difference(best, short))
 
 
@@ -94,6 +105,10 @@ def _variant(job: JobSpec, what: str, values: Mapping[str, Any]) -> tuple[str, t
         data[section][name] = value
     settings = tuple(f"{path}={str(value).lower()}" for path, value in values.items())
     return what, settings, JobSpec.model_validate(data)
+
+
+def _usual(one: OfferEstimate) -> Decimal:
+    return one.total.usual if one.total else Decimal(0)
 
 
 def _difference(one: OfferEstimate, other: OfferEstimate) -> Decimal | None:

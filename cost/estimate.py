@@ -46,11 +46,12 @@ class CostEstimate:
 
 
 def estimate(offer: Offer, most_hours: float) -> CostEstimate:
-    """The estimate of one job on `offer` that is stopped after `most_hours`. Your own machine is free.
+    """The estimate of one job on `offer` that is stopped after `most_hours`. Your own machine is free
+    unless it has a rate in prices.yaml.
 
     `high` is what the job can cost at most, 4 h at $2 an hour: $8; what it will take is not known here.
     """
-    if offer.backend == "local":
+    if offer.backend == "local" and not offer.hourly:
         return CostEstimate(
             low=ZERO, expected=ZERO, high=ZERO, ceiling=ZERO,
             assumptions=("your own machine: electricity is not counted",),

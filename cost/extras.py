@@ -63,6 +63,8 @@ def extras_of(work: Work, recipe: Recipe, hours: Hours, backend: str, provider: 
     Example: an adapter of 0.17 GB and two checkpoints of 0.50 GB on SageMaker: 1.17 GB x $0.023 = $0.027 in the
     bucket, 0.17 GB x $0.09 = $0.015 out; no disk.
     """
+    if work.judged_elsewhere:
+        yield Extra(what=f"judging the rows of {work.judged_elsewhere}", dollars=None)
     cloud = CLOUDS.get(backend) or CLOUDS.get(provider)
     if backend == "local":
         return

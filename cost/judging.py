@@ -15,8 +15,6 @@ from cost.work import Work
 
 LESS, MORE = 0.35, 0.60
 """Shares by which judging may be shorter or longer."""
-ASSUMED_LABELS = 8
-"""Labels of a classification whose job file does not list them."""
 DECODE_KERNELS = 1.5
 """Kernels of one generated token against those of a forward pass: the cache, sampling, generate's bookkeeping."""
 
@@ -61,8 +59,7 @@ def judging(work: Work, recipe: Recipe, adapted: bool) -> Part:
     batches = math.ceil(rows / job.eval.batch_size)
     answers = longest_of(held_out.answers, min(job.eval.batch_size, rows))
     if job.task == "classification":
-        labels = len(job.eval.labels) if job.eval.labels else ASSUMED_LABELS
-        scored = rows * (length + (labels - 1) * sum(held_out.answers) / len(held_out.answers))
+        scored = rows * (length + (work.labels - 1) * sum(held_out.answers) / len(held_out.answers))
         seconds = forward_s(recipe, scored, batches, adapted)
         if job.eval.generation:
             seconds += forward_s(recipe, rows * length, batches, adapted)

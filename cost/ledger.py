@@ -17,6 +17,8 @@ from cost.estimate import Hardware
 from cost.processor import PROCESSOR
 from cost.throughput import micro_batch_s
 
+MODELLED = ("padded", "sequences")
+"""Ways to put rows into passes whose time is computed (cost/recipe.py)."""
 SCALED = 0.15
 """By how much more another GPU than the probed one may differ, as a share: the error of the ratio of the two."""
 
@@ -59,6 +61,18 @@ class Compared:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What decides how rows share passes: of two jobs that agree in it both take the same way."""
+
+    model: str
+    rows: int
+    tokens: int
+    batch_size: int | None
+    micro_batch: int | None
+    loss_on: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Entry:
     """One job that is over. `hours` and `cost` are compared for those that came to their end."""
 
@@ -72,6 +86,18 @@ class Entry:
     """Measured seconds of an optimizer step."""
     probe: bool = False
     """Was it a dry run?"""
+    packing: str | None = None
+    """How its rows were put into passes (train_entry/packing.py); None: not known."""
+    rows: Trained | None = None
+
+    @property
+    def key(self) -> Key | None:
+        """What it is counted with: rows that were packed, or nobody knows how, apart from those that were not."""
+        if self.training is None:
+            return None
+        if self.packing in MODELLED:
+            return self.training.key
+        return self.training.gpu, self.training.kind, f"{self.training.stack}, {self.packing or 'unknown'} rows"
 
     @property
     def ratio(self) -> float | None:
@@ -82,19 +108,46 @@ class Entry:
         return ratio if math.isfinite(ratio) else None
 
 
+def telling(entries: Sequence[Entry], rows: Trained | None = None) -> list[Entry]:
+    """The entries whose ratio says something of a job with `rows`, of the same GPU, kind of tuning and stack.
+
+    Rows that were packed take a fraction of what the model expects, how small a one depends on them alone: such a
+    job says something of one with the same rows, and of that more than any other does.
+    """
+
+    def same(entry: Entry) -> bool:
+        return rows is not None and entry.rows == rows and entry.packing not in MODELLED
+
+    known = [(entry, entry.training.key) for entry in entries if entry.training is not None and entry.ratio]
+    packed = {key for entry, key in known if same(entry)}
+    return [entry for entry, key in known if (same(entry) if key in packed else entry.packing in MODELLED)]
+
+
 def calibrations(entries: Iterable[Entry]) -> Mapping[Key, Calibration]:
-    """What the jobs, oldest first, say of the next one with the same GPU, kind of tuning and stack."""
+    """What the jobs, oldest first, say by GPU, kind of tuning and stack; packed rows are a stack of their own."""
+    return _calibrated((entry.key, entry) for entry in entries)
+
+
+def calibrations_for(entries: Sequence[Entry], rows: Trained | None) -> Mapping[Key, Calibration]:
+    """What they say of the next job, whose rows are `rows`."""
+    told = telling(entries, rows)
+    packed = {one.training.key for one in told if one.training and one.packing not in MODELLED}
+    found = _calibrated((one.training.key if one.training else None, one) for one in told)
+    return {key: replace(one, packed=key in packed) for key, one in found.items()}
+
+
+def _calibrated(entries: Iterable[tuple[Key | None, Entry]]) -> Mapping[Key, Calibration]:
     known: dict[Key, list[Entry]] = {}
-    for entry in entries:
-        if entry.training is not None and entry.ratio:
-            known.setdefault(entry.training.key, []).append(entry)
+    for key, entry in entries:
+        if key is not None and entry.ratio:
+            known.setdefault(key, []).append(entry)
     return {
         key: calibrate([one.ratio for one in found if one.ratio], _source(found[-NEWEST:]))
         for key, found in sorted(known.items())
     }
 
 
-def scaled_probe(entries: Iterable[Entry], kind: str, stack: str) -> Calibration | None:
+def scaled_probe(entries: Sequence[Entry], kind: str, stack: str) -> Calibration | None:
     """What the newest dry runs on a GPU say of other GPUs: the model's ratio between the two, times what was
     measured, which is the measured over the modelled time, in a wider band."""
     ratios, gpus = [], []
@@ -108,7 +161,8 @@ def scaled_probe(entries: Iterable[Entry], kind: str, stack: str) -> Calibration
     if not ratios:
         return None
     found = calibrate(ratios, f"probed on {gpus[-1]}, scaled")
-    return replace(found, low=found.low * (1 - SCALED), high=found.high * (1 + SCALED))
+    packed = any(one.packing not in MODELLED for one in entries)
+    return replace(found, packed=packed, low=found.low * (1 - SCALED), high=found.high * (1 + SCALED))
 
 
 def _source(found: Sequence[Entry]) -> str:

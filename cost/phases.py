@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from cost.band import Band, Part, Refusal
 from cost.calibration import Calibration
 from cost.judging import held_out_loss, judging
+from cost.packing import packed_s
 from cost.recipe import Recipe
 from cost.throughput import micro_batch_s
 from cost.work import Work
@@ -66,6 +67,8 @@ class Hours:
     """What interruptions of spot capacity cost; nothing on demand."""
     train_s: float
     """Expected seconds of optimizer steps alone."""
+    packs: bool = False
+    """Does `low` reach to what training takes where it packs the rows that are padded here?"""
 
     @property
     def low(self) -> float:
@@ -92,7 +95,13 @@ def hours_of(
     step = micro_batch_s(recipe)
     if isinstance(step, Refusal):
         return step
-    training = training_part(work, recipe, step, calibration)
+    training, packs = training_part(work, recipe, step, calibration), False
+    if calibration is None or not calibration.packed:
+        padded_s = training_part(work, recipe, step, None).value
+        packed = packed_s(work, recipe, padded_s)
+        if packed is not None:
+            packs, shorter = True, 1 - packed.expected / padded_s
+            training = replace(training, less=1 - (1 - training.less) * (1 - shorter))
     useful = {
         "training": training,
         "judging": _all_judging(work, recipe),
@@ -107,6 +116,7 @@ def hours_of(
         around=Band.of(around).scaled(1 / 3600),
         rework=Band.of(again).scaled(1 / 3600),
         train_s=training.value,
+        packs=packs,
     )
 
 

@@ -101,12 +101,13 @@ def compare(
     known = any(line.estimate.hardware.fit for line in lines)
     takeable = [line for line in lines if _takeable(line) and (line.estimate.hardware.fit or not known)]
     best = min(takeable, key=lambda line: _rank(line, sort), default=None)
-    changes, estimates = Changes(estimator), [line.estimate for line in lines]
+    estimates = [line.estimate for line in lines]
+    changes = Changes(estimator, estimates)
     shown = tuple(
         replace(
             line,
             chosen=line is best,
-            change=changes.smallest(line.estimate, estimates) if line.estimate.hardware.fit == "no" else None,
+            change=changes.smallest(line.estimate) if line.estimate.hardware.fit == "no" else None,
         )
         for line in lines
     )

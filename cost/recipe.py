@@ -9,7 +9,7 @@ from typing import Literal
 
 from cost.gpus import Gpu
 from cost.shapes import ModelShape
-from cost.stacks import AUTOCAST_ADAPTER_NO_DROPOUT, TRAINER, Stack
+from cost.stacks import AUTOCAST_ADAPTER_NO_DROPOUT, TRAINER, Stack, with_dora
 from launcher.spec import JobSpec
 from train_entry.config import Tuning
 
@@ -243,6 +243,8 @@ def _with_tuning(recipe: Recipe, tuning: Tuning, dtype: str) -> Recipe | None:
     if modules is None:
         return None
     stack = recipe.stack if tuning.dropout else replace(recipe.stack, adapter=AUTOCAST_ADAPTER_NO_DROPOUT)
+    if tuning.dora:
+        stack = with_dora(stack, recipe.shape, bool(tuning.dropout))
     # An fp32 adapter and the bf16 copy that autocast makes of it.
     adapted = replace(
         recipe, stack=stack, adapters=Adapters(rank=tuning.r, modules=modules), trained_bytes=6.0,

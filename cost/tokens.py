@@ -13,12 +13,11 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from heapq import nlargest
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cost import token_guess
 from cost.model_files import find_files
@@ -30,7 +29,10 @@ from train_entry.data import cut_prompt, ended, render, split, tokenize, too_lon
 from train_entry.failure import JobError, write_atomic
 from train_entry.rows import Row, RowError, read_rows
 
-COUNTED = 1
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+COUNTED = 2
 """Raised whenever the same files would be counted otherwise: counts kept before are then made anew."""
 MOST_ROWS, MOST_CHARACTERS = 200_000, 20_000_000
 """Larger files are counted by a sample: a preview must not take minutes, and a sample is half a per cent off."""
@@ -39,6 +41,8 @@ LONGEST = 50
 """Of a larger file, so many of the longest texts are counted too."""
 KEPT = 2_000
 """Lengths that are kept of a file; of a larger one these many quantiles, the longest row among them."""
+PACKED = 256
+"""Rows of which is found out how much they share; train_entry/packing.py looks at as many."""
 CUT_EXACTLY = 1_000
 """Overlong rows that are really cut and tokenised again; the others are as much below the limit as these."""
 BATCH = 1_000
@@ -66,6 +70,10 @@ class TokenCount:
     """Rows that data.overlong leaves out."""
     truncated: int = 0
     """Rows that data.overlong shortens."""
+    labels: int = 1
+    """Different answers of the training rows: a classification's labels (train_entry/data.py, _labels)."""
+    shared: tuple[tuple[int, float], ...] = ()
+    """(rows a pass, tokens computed for each) where beginnings that rows share are computed once; of a sample."""
     evaluation: TokenCount | None = None
     """The held-out rows; None where they are read only where the job runs."""
 
@@ -131,7 +139,8 @@ def _users_template(job: JobSpec, folder: Path) -> str | None:
 def _key(job: JobSpec, files: Sequence[Path], tokenizer: Mapping[str, Path], template: str | None) -> str:
     """sha256 of all that a count depends on."""
     parts: dict[str, Any] = {
-        "counted": COUNTED, "data": dataclasses.asdict(job.data), "seed": job.train.seed, "template": template,
+        "counted": COUNTED, "batch": job.train.batch_size,
+        "data": dataclasses.asdict(job.data), "seed": job.train.seed, "template": template,
         "files": [_sha256(path) for path in files],
         "tokenizer": {name: _sha256(path) for name, path in tokenizer.items()},
         # Without a tokenizer the model's name tells how large its vocabulary is.
@@ -155,6 +164,9 @@ def _count(job: JobSpec, files: Sequence[Path], tokenizer: ModelTokenizer | None
         elif job.data.eval is None:
             train, held = split(train, job.data.eval_fraction, job.train.seed)
         counted = _count_rows(ready, train, tokenizer)
+        counted = replace(counted, labels=len({row.answer.strip() for row in train}))
+        if tokenizer is not None:
+            counted = replace(counted, shared=_shared(ready, train, tokenizer))
         return replace(counted, evaluation=_count_rows(ready, held, tokenizer) if held else None)
     except JobError as exc:
         raise ConfigError(exc.message, exc.hint) from exc
@@ -198,6 +210,30 @@ def _count_rows(job: TrainJob, rows: Sequence[Row], tokenizer: ModelTokenizer | 
     )  # fmt: skip
 
 
+def _shared(job: TrainJob, rows: Sequence[Row], tokenizer: ModelTokenizer) -> tuple[tuple[int, float], ...]:
+    """What packing would make of some rows, for every number of them that a pass may have."""
+    drawn = random.Random(0).sample(rows, min(len(rows), PACKED))
+    examples = [tokenize(job, tokenizer, row) for row in drawn]
+    pairs = [(one.prompt, one.completion) for one in examples if len(one) <= job.data.max_length]
+    batch = job.train.batch_size
+    sizes = [n for n in range(1, min(batch, len(pairs)) + 1) if batch % n == 0]
+    return tuple((size, shared(pairs, size)) for size in sizes)
+
+
+def shared(rows: Sequence[tuple[Sequence[int], Sequence[int]]], size: int) -> float:
+    """Tokens computed for a row, `size` (prompt, completion) a pass, when what prompts share is computed once.
+
+    A row's last token is never computed, and the last of a prompt never shared.
+    Example: prompts 1 2 3 and 1 2 4, answers of 2: 1 and 2 once, then two tokens each: 6 for 2 rows, 3.
+    """
+    batches = [rows[at : at + size] for at in range(0, max(1, len(rows) - size + 1), size)]
+    total = 0
+    for batch in batches:
+        prefixes = {tuple(prompt[:n]) for prompt, _ in batch for n in range(1, len(prompt))}
+        total += len(prefixes) + sum(len(completion) - (not prompt) for prompt, completion in batch)
+    return total / sum(map(len, batches))
+
+
 def _size(row: Row) -> int:
     return len(row.answer) + sum(len(m["content"]) for m in row.messages)
 
@@ -222,6 +258,8 @@ def _lengths(job: TrainJob, rows: Sequence[Row], tokenizer: ModelTokenizer | Non
 
 def _tokenized(job: TrainJob, rows: Sequence[Row], tokenizer: ModelTokenizer) -> list[tuple[int, int]]:
     """(prompt, answer) in tokens of each row: what train_entry.data.tokenize makes of it, many at once."""
+    from concurrent.futures import ThreadPoolExecutor
+
     # The tokenizer works outside of the interpreter's lock: templates of the next rows are rendered meanwhile.
     with ThreadPoolExecutor(1) as aside:
         parts: list[Future[list[tuple[int, int]]]] = []
@@ -282,6 +320,7 @@ def _as_count(values: Any) -> TokenCount:
     held = values.pop("evaluation")
     return TokenCount(
         lengths=tuple(values.pop("lengths")), answers=tuple(values.pop("answers")),
+        shared=tuple((size, tokens) for size, tokens in values.pop("shared")),
         evaluation=_as_count(held) if held else None, **values,
     )  # fmt: skip
 

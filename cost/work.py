@@ -27,6 +27,17 @@ class Work:
     error: float = 0.0
     """Share by which `tokens` may be wrong; 0 when every row was counted."""
     assumptions: tuple[str, ...] = field(default=())
+    labels: int = 1
+    """Labels of a classification: those that the job file lists, else the training rows' different answers."""
+    shared: tuple[tuple[int, float], ...] = ()
+    """(rows a pass, tokens computed for each) where what rows begin with is computed once; empty: not known."""
+
+    @property
+    def judged_elsewhere(self) -> str | None:
+        """The held-out file at a URI, whose rows are judged where the job runs and not counted here."""
+        found, job = self.job.data.eval, self.job
+        judged = job.eval.baseline or job.eval.tuned
+        return found if found and "://" in found and judged and not job.train.dry_run_steps else None
 
     @property
     def judged_count(self) -> int:
@@ -84,4 +95,6 @@ def work_of(job: JobSpec, shape: ModelShape, counted: TokenCount) -> Work:
         held_out_count=counted.evaluation.rows if counted.evaluation else 0,
         error=counted.error,
         assumptions=said,
+        labels=len(job.eval.labels) if job.eval.labels else counted.labels,
+        shared=counted.shared,
     )

@@ -94,6 +94,7 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "gpu": training.gpu if training else None,
         "method": training.kind if training else None,
         "stack": training.stack if training else None,
+        "packing": entry.packing,
         "hours": _compared_json(entry.hours),
         "cost": _compared_json(entry.cost),
         "step_s": {

@@ -235,9 +235,9 @@ class Client:
         able = self._backend(record.backend).capabilities.resubmits
         return able and wanted.spot and wanted.resubmits != 0
 
-    def events(self, job_id: str) -> list[Event]:
-        """The recorded events, oldest first."""
-        return self._store.events(job_id)
+    def events(self, job_id: str, *names: str) -> list[Event]:
+        """The recorded events, oldest first; with `names`: those alone."""
+        return self._store.events(job_id, *names)
 
     def log_lines(self, job_id: str) -> Iterator[LogLine]:
         """Every whole line of the job's log so far."""

@@ -12,9 +12,11 @@ from backends.base import Backend, RunsInSomePlaces, Site
 from cost.estimate import Calibrations, Estimator
 from cost.gpus import find_gpu
 from cost.model_files import find_files
+from cost.offers import Offer
 from cost.preview import Candidate, Limits, Preview, Sort, by_clouds, compare
+from cost.prices.table import Prices
 from cost.shapes import ModelShape, known_shape, shape_from_config
-from cost.tokens import count
+from cost.tokens import TokenCount, count
 from cost.work import work_of
 from launcher.errors import BackendNotInstalledError, CapacityError, ConfigError, UnsupportedError
 from launcher.home import cache
@@ -41,8 +43,9 @@ def estimator_of(job: JobSpec, folder: Path, home: Path) -> Estimator:
     shape = shape_of(job, folder)
     counted = count(job, folder=folder, cache=cache())
     return Estimator(
-        work=work_of(job, shape, counted), prices=known_prices(), calibrations=_calibrations(home / "record.db")
-    )
+        work=work_of(job, shape, counted), prices=known_prices(),
+        calibrations=_calibrations(home / "record.db", job, counted),
+    )  # fmt: skip
 
 
 def estimator_or_why(job: JobSpec, folder: Path, home: Path) -> Estimator | str:
@@ -59,15 +62,16 @@ def estimator_or_why(job: JobSpec, folder: Path, home: Path) -> Estimator | str:
     return estimator_of(job, folder, home)
 
 
-def _calibrations(record: Path) -> Calibrations:
-    """What the record's finished jobs say; nothing is asked of a backend."""
+def _calibrations(record: Path, job: JobSpec, counted: TokenCount) -> Calibrations:
+    """What the record's finished jobs say of this one; nothing is asked of a backend."""
     if not record.exists():
         return lambda gpu, kind, stack: None
-    from launcher.ledger import calibrations_of, entries_of
+    from launcher.ledger import calibrations_of, entries_of, trained
     from launcher.store import Store
 
     store = Store(record)
-    return calibrations_of(entries_of(store.find(""), store.events))
+    rows = trained(job.model_dump(mode="json"), counted.rows, counted.total)
+    return calibrations_of(entries_of(store.find(""), store.events), rows)
 
 
 def shape_of(job: JobSpec, folder: Path) -> ModelShape:
@@ -119,7 +123,8 @@ def gather(job: JobSpec, targets: Iterable[Backend | tuple[str, str]], estimator
 
 
 def candidates_of(target: Backend, job: JobSpec, estimator: Estimator, apart: bool = True) -> list[Candidate]:
-    """One backend's offers in the place that the job or its account names; `apart`: SkyPilot's clouds one by one.
+    """One backend's offers in the place that the job or its account names; `apart`: SkyPilot's clouds one by one;
+    else what a budget has to be enough for.
 
     Raises CapacityError or UnsupportedError where it has none.
     """
@@ -130,16 +135,27 @@ def candidates_of(target: Backend, job: JobSpec, estimator: Estimator, apart: bo
         raise UnsupportedError(f"resources.spot: {target.name} has none")
     offers = target.offers(wanted.model_copy(update={"spot": wanted.spot and can.spot}))
     site = load_site(target.name, target.facts, job)
-    place = site.get("region") or site.get("infra")
+    dearest = not apart and job.budget is not None
     seen: set[tuple[str | None, str | None]] = set()
     found = []
     for offer in offers:
-        placed = replace(offer, region=offer.region or (place if can.regions else None))
+        placed = replace(offer, region=place_of(target, site, estimator.prices, offer, dearest))
         for one in by_clouds(estimator, placed) if apart else [placed]:
             key = (one.gpu, one.region)
             found.append(Candidate(offer=one, can_run=_runs(target, one.region, site), first=key not in seen))
             seen.add(key)
     return found
+
+
+def place_of(target: Backend, site: Site, prices: Prices, offer: Offer, dearest: bool = False) -> str | None:
+    """Where an offer is priced: the job's region, the account's region or infra.
+
+    `dearest`: where that leaves SkyPilot a choice, the place that costs most.
+    """
+    if not target.capabilities.regions:
+        return offer.region
+    place = offer.region or site.get("region") or site.get("infra")
+    return (dearest and prices.dearest_place(replace(offer, region=place))) or place
 
 
 def _runs(target: Backend, region: str | None, site: Site) -> bool:

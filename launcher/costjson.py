@@ -55,9 +55,7 @@ def _line(line: Line) -> dict[str, Any]:
         "needed_high_gib": round(hardware.needed.high, 2) if hardware.needed else None,
         "available_gib": hardware.available_gib,
         "hours": hours_json(hardware.hours),
-        "phases": {name: round(value, 4) for name, value in hardware.hours.phases.items()}
-        if hardware.hours
-        else {},
+        "phases": _phases(hardware.hours),
         "total": _money(found.total),
         "at_least": bool(found.missing),
         "items": [_item(item) for item in found.items],

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import date
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from backends.base import Plan
 from cost.bill import Money
 from cost.estimate import OfferEstimate
 from cost.phases import Hours
@@ -18,8 +18,11 @@ from cost.preview import ByTokens, Line, Preview
 from cost.prices.files import latest_day
 from cost.prices.table import Price
 from cost.work import Work
-from launcher.planning import Planned
 from launcher.screen import facts
+
+if TYPE_CHECKING:
+    from backends.base import Plan
+    from launcher.planning import Planned
 
 WIDE, WIDER = 96, 118
 """Columns from which the table also shows bands of time and price age, and what the total consists of."""

@@ -14,7 +14,7 @@ from cost.ledger import training_of
 from cost.offers import Offer, PriceSource
 from cost.preview import Limits, Line, Preview, cheapest_that_fits, compare
 from cost.prices.table import Price
-from launcher.costing import candidates_of
+from launcher.costing import candidates_of, place_of
 from launcher.data.check import DataReport
 from launcher.errors import (
     BackendNotInstalledError,
@@ -108,7 +108,9 @@ def _over_budget(budget: Decimal, line: Line, everywhere: Callable[[], Preview] 
     """Nothing of this backend's stays within the budget: what it would take, and where it is cheapest."""
     total, offer = line.estimate.total, line.estimate.offer
     assert total is not None
-    takes = f"{offer.instance_type} takes ${total.low} to {total.high}"
+    place = offer.region if offer.backend == "skypilot" else None
+    there = f" in {place}, the dearest place it may be in," if place else ""
+    takes = f"{offer.instance_type}{there} takes ${total.low} to {total.high}"
     message = f"budget: ${budget} is not enough on {offer.backend}: {takes}"
     everything = everywhere() if everywhere else None
     best = everything and (cheapest_that_fits(everything, budget) or cheapest_that_fits(everything))
@@ -120,6 +122,8 @@ def _over_budget(budget: Decimal, line: Line, everywhere: Callable[[], Preview] 
     where = f"launch run --backend {found.offer.backend}"
     if found.offer.gpu and found.offer.backend != "local":
         where += f" --set resources.gpu={found.offer.gpu}"
+    if found.offer.region and found.offer.backend == "skypilot":
+        where += f" --set resources.region={found.offer.region}"
     return OverBudgetError(
         f"{message}; {within} is {found.offer.instance_type} on {found.offer.backend}, ${found.total.low} to "
         f"{found.total.high}",
@@ -129,11 +133,11 @@ def _over_budget(budget: Decimal, line: Line, everywhere: Callable[[], Preview] 
 
 def _priced(target: Backend, job: JobSpec, offer: Offer) -> Offer:
     """The offer with its price an hour, at most, for all nodes."""
-    if target.name == "local":
-        return offer
     site = load_site(target.name, target.facts, job)
-    found = known_prices().price(replace(offer, region=offer.region or site.get("region")))
-    if not isinstance(found, Price):
+    prices = known_prices()
+    place = place_of(target, site, prices, offer, dearest=job.budget is not None)
+    found = prices.price(replace(offer, region=place))
+    if not isinstance(found, Price) or not found.high:  # nobody knows, or it is free
         return offer
     rate = found.hourly if found.hourly is not None else found.high
     source = PriceSource(as_of=found.as_of, url=found.url) if found.as_of and found.url else None
@@ -157,7 +161,7 @@ def _dearest(target: Backend, job: JobSpec, offer: Offer) -> Offer:
 
 def _within_budget(job: JobSpec, offer: Offer) -> JobSpec:
     """The budget becomes the job's time limit, so that the backend's own hard stop keeps it."""
-    if job.budget is None or offer.backend == "local":
+    if job.budget is None or (offer.backend == "local" and not offer.hourly):
         return job
     if offer.hourly is None:
         raise OverBudgetError(

@@ -12,15 +12,18 @@ from launcher.events import Event
 from launcher.spec import JobSpec
 
 
+def on_this_machine(job: JobSpec) -> JobSpec:
+    """The job on one node with one GPU, or the processor, whatever it asks for elsewhere."""
+    one = {"gpu": None, "gpus": 1, "nodes": 1, "spot": False, "region": None, "fallback": ()}
+    return job.model_copy(update={"resources": job.resources.model_copy(update=one)})
+
+
 def probe(client: Client, job: JobSpec, folder: Path, progress: Progress) -> str:
     """Run the job's first steps here; what was measured, in words. Raises JobFailedError when they fail.
 
     The steps are recorded like any dry run: that record is the calibration.
     """
-    here = job.model_copy(
-        update={"resources": job.resources.model_copy(update={"gpu": None, "spot": False, "region": None})}
-    )
-    planned = client.plan(here, folder, "local", dry_run=True, progress=progress)
+    planned = client.plan(on_this_machine(job), folder, "local", dry_run=True, progress=progress)
     progress(f"probing: {planned.plan.job.train.dry_run_steps} real steps on {planned.plan.offer.instance_type}")
     record = client.submit(planned, progress)
     steps = []

@@ -7,17 +7,19 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
-from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
 from backends.base import Fact, Moved, Plan, Problem
-from launcher.planning import Planned
-from launcher.store import JobRecord
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from launcher.planning import Planned
+    from launcher.store import JobRecord
 
 STATE_STYLE = {
     "QUEUED": "yellow", "STARTING": "yellow", "SUBMITTING": "yellow", "RUNNING": "cyan", "SUCCEEDED": "green",
@@ -48,7 +50,7 @@ class ProgressLines:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bar: RichProgress | None = None
+        self._bar: Progress | None = None
         self._told = 0.0
 
     def __call__(self, line: str) -> None:
@@ -65,8 +67,10 @@ class ProgressLines:
                 self._console.print(Text(moved), soft_wrap=True)
             return
         if self._bar is None:
+            from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
             columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(True), TransferSpeedColumn())
-            self._bar = RichProgress(*columns, console=self._console, transient=True)
+            self._bar = Progress(*columns, console=self._console, transient=True)
             self._bar.add_task(moved.partition(":")[0], total=moved.total)
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=moved.done, total=moved.total)

@@ -203,10 +203,12 @@ class Store:
         )
         return [self._record(row) for row in rows]
 
-    def events(self, job_id: str) -> list[Event]:
-        """The job's events in the order in which they happened."""
+    def events(self, job_id: str, *names: str) -> list[Event]:
+        """The job's events in the order in which they happened; with `names`: those alone."""
+        only = f" AND name IN ({', '.join('?' * len(names))})" if names else ""
         rows = self._read(
-            "SELECT run, seq, time, name, fields FROM events WHERE job = ? ORDER BY time, seq", (job_id,)
+            f"SELECT run, seq, time, name, fields FROM events WHERE job = ?{only} ORDER BY time, seq",
+            (job_id, *names),
         )
         return [Event(r[0], r[1], datetime.fromisoformat(r[2]), r[3], json.loads(r[4])) for r in rows]
 
@@ -337,10 +339,13 @@ def _encode(name: str, value: Any) -> Any:
 
 
 def _cost(values: Mapping[str, Any]) -> str | None:
-    """US dollars: the vendor's billed seconds at the offer's rate; this machine is free; else unknown."""
-    if values["backend"] == "local":
-        return "0"
+    """US dollars: the vendor's billed seconds at the offer's rate, this machine's at the user's; else unknown."""
     hourly = values["estimate"].get("hourly")
+    if values["backend"] == "local":
+        started, ended = values["started"], values["ended"]
+        if hourly is None or started is None or ended is None:
+            return "0" if hourly is None else None
+        return str(round(Decimal(hourly) * Decimal((ended - started).total_seconds()) / 3600, 2))
     other = values["machine"] not in (None, values["estimate"].get("instance_type"))  # at another rate
     if hourly is None or values["billable_s"] is None or other:
         return None
@@ -348,7 +353,7 @@ def _cost(values: Mapping[str, Any]) -> str | None:
 
 
 def _actual(values: Mapping[str, Any], done: Mapping[str, Any]) -> dict[str, Any]:
-    """What the job took: seconds from start to end, cost in dollars (known for the local machine: 0)."""
+    """What the job took: seconds from start to end, cost in dollars (on this machine 0 without a rate)."""
     started, ended = values["started"], values["ended"]
     return {
         "cost": _cost(values),

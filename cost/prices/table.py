@@ -111,6 +111,25 @@ class Prices:
             return replace(cheapest, note=_joined(cheapest.note, ANY_CLOUD))
         return cheapest
 
+    def dearest_place(self, offer: Offer) -> str | None:
+        """`cloud/region` where SkyPilot pays most within the offer's place; None: no list has the offer there.
+
+        In a region it takes the cheapest machine with these GPUs; with none free, it goes on to a dearer region.
+        Other backends run in one region: theirs.
+        """
+        if offer.backend != "skypilot":
+            return offer.region
+        rows = _all(self._kind(offer.backend, offer.instance_type))
+        regions = {row.provider if row.region == EVERYWHERE else f"{row.provider}/{row.region}" for row in rows}
+        wanted = _Place.parse(offer.region)
+        found = {}
+        for text in sorted(regions):
+            place = _Place.parse(text)
+            if wanted.cloud in (None, place.cloud) and wanted.region in (None, place.region):
+                found[text] = self.price(replace(offer, region=text))
+        priced = {text: one.high for text, one in found.items() if isinstance(one, Price)}
+        return max(priced, key=lambda text: priced[text], default=None)
+
     def tokens_price(self, provider: str, parameters_b: float) -> TokenPrice | None:
         """What a million training tokens of a model of so many billion parameters cost there."""
         return token_price(self.tokens, provider, parameters_b)
@@ -282,7 +301,9 @@ def _priced(
         total += fee
     if discount:
         less = f"less {discount.percent:f} % ({discount.note or discount.where})"
-        components = tuple(Component(what=one.what, hourly=one.hourly * discount.factor) for one in components)
+        # What was negotiated is the machine's price: the backend's fee stays that of the list's.
+        machine, *fees = components
+        components = (replace(machine, hourly=machine.hourly * discount.factor), *fees)
         total, note = sum((one.hourly for one in components), Decimal(0)), f"{less}; {note}" if note else less
     return Price(
         hourly=total,

@@ -13,6 +13,7 @@ from backends.base import Plan
 from launcher.client import Client
 from launcher.errors import OverBudgetError
 from launcher.planning import Planned
+from launcher.prices import user_file
 from launcher.screen import money
 from launcher.spec import JobSpec
 
@@ -112,3 +113,42 @@ def test_a_budget_counts_the_gpus_that_skypilot_may_fall_back_to(client: Client,
     plan = planned(client, tmp_path, "skypilot", budget=50, resources=resources).plan
     assert plan.job.resources.max_hours is not None
     assert plan.job.resources.max_hours * float(rate(plan)) < 25
+
+
+@pytest.mark.parametrize(
+    ("region", "infra", "hourly"),
+    [(None, None, "6.247685"), ("gcp/us-central1", None, "5.068798"), (None, "azure", "4.775"),
+     (None, "azure/eastus", "3.673"), (None, "gcp", "6.247685")],
+)  # fmt: skip
+def test_a_budget_on_skypilot_is_kept_where_it_costs_most(
+    client: Client, tmp_path: Path, region: str | None, infra: str | None, hourly: str
+) -> None:
+    site = {"skypilot": {"store": "s3://bucket", **({"infra": infra} if infra else {})}}
+    resources = {"gpu": "A100-80GB", "region": region}
+    found = planned(client, tmp_path, "skypilot", budget=30, resources=resources, site=site).plan
+    assert rate(found) == Decimal(hourly)
+    assert found.request["task"]["resources"].get("infra") == (region or infra), "the dearest is not asked for"
+
+
+def test_the_estimate_of_a_job_with_a_budget_is_of_the_dearest_place(client: Client, tmp_path: Path) -> None:
+    """Else it would be let through and stopped before its end."""
+    place = {"model": "HuggingFaceTB/SmolLM2-135M", "resources": {"gpu": "A100-80GB"},
+             "site": {"skypilot": {"store": "s3://bucket"}}}  # fmt: skip
+    loose = planned(client, tmp_path, "skypilot", **place).plan.estimate
+    kept = planned(client, tmp_path, "skypilot", budget=30, **place).plan.estimate
+    assert loose.high is not None and kept.high is not None
+    assert kept.high > 3 * loose.high
+    with pytest.raises(OverBudgetError, match="in gcp/asia-southeast1, the dearest place it may be in, takes"):
+        planned(client, tmp_path, "skypilot", budget=float(kept.high) - 0.5, **place)
+
+
+def test_a_rate_of_this_machine_counts_in_the_plan_and_a_budget_of_it_stops_the_job(
+    client: Client, tmp_path: Path
+) -> None:
+    user_file().parent.mkdir(parents=True, exist_ok=True)
+    user_file().write_text("rates: [{backend: local, hourly: 2, unit: USD/instance-hour}]")
+    plan = planned(client, tmp_path, "local", resources={"max_hours": 3}).plan
+    assert plan.offer.hourly == 2
+    assert plan.estimate.ceiling is not None and plan.estimate.ceiling >= 6
+    kept = planned(client, tmp_path, "local", resources={}, budget=5).plan
+    assert kept.job.resources.max_hours is not None and kept.job.resources.max_hours < 2.5

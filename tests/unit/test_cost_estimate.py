@@ -10,15 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cost import judging, phases
+from cost.assumptions import assumptions
 from cost.band import Band, Part
 from cost.calibration import Calibration
 from cost.estimate import Estimator, Hardware, bill_of, bounded, estimate, priced
 from cost.extras import extras_of
 from cost.gpus import GPUS
+from cost.offers import Offer
 from cost.phases import Hours, hours_of
 from cost.prices import Price
 from cost.recipe import recipe_of
-from cost.work import Work
+from cost.shapes import known_shape
+from cost.work import Work, work_of
 from tests.unit.cost_jobs import PRICES, counted, estimator, job, offer, offers, work
 from tests.unit.cost_recipes import lora, recipe
 
@@ -56,6 +59,33 @@ def test_a_forward_pass() -> None:
 
 def test_generating() -> None:
     assert judging.decode_s(recipe(), 100, adapted=False) == pytest.approx(2.92, abs=0.01)
+
+
+def test_held_out_rows_at_a_uri_are_said_not_to_be_counted() -> None:
+    of = job(data={"train": "rows.jsonl", "eval": "s3://bucket/held.jsonl"})
+    elsewhere = work_of(of, known_shape(of.model.id), replace(counted(), evaluation=None))
+    found = Estimator(work=elsewhere, prices=PRICES)(offer())
+    assert found.missing == ("judging the rows of s3://bucket/held.jsonl",)
+    assert any("s3://bucket/held.jsonl" in line for line in assumptions(elsewhere, [found]))
+    judges = {"baseline": False, "tuned": False}
+    unjudged = replace(elsewhere, job=job(data={"train": "r.jsonl", "eval": "s3://b/h.jsonl"}, eval=judges))
+    assert Estimator(work=unjudged, prices=PRICES)(offer()).missing == ()
+
+
+def test_labels_that_are_not_listed_are_those_of_the_rows() -> None:
+    def seconds(labels: int, **listed: object) -> float:
+        of = job(task="classification", **listed)
+        found = work_of(of, known_shape(of.model.id), replace(counted(), labels=labels))
+        return judging.judging(found, recipe(), adapted=False).value
+
+    assert seconds(40) > seconds(3)
+    assert seconds(40, eval={"labels": ["a", "b", "c"]}) == seconds(3)
+
+
+def test_your_own_machine_with_a_rate_has_a_ceiling() -> None:
+    here = Offer(backend="local", instance_type="1x L4", hourly=Decimal("0.35"))
+    assert estimate(here, 4).ceiling == Decimal("1.40")
+    assert estimate(replace(here, hourly=None), 4).ceiling == 0
 
 
 def test_adapters_slow_judging_down() -> None:

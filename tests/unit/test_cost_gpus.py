@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from backends.skypilot.machines import GPUS as skypilot_gpus
+from backends.skypilot.machines import Gpu as SkyPilotGpu
 from cost.gpus import GPUS, SOURCES, find_gpu
 from launcher.errors import ConfigError
 
@@ -22,12 +24,19 @@ from launcher.errors import ConfigError
         ("H100-MEGA", "H100-SXM"),
         ("H200", "H200-SXM"),
         ("l40s", "L40S"),
+        ("NVIDIA RTX A4000", "A4000"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX6000-Ada"),
         ("RTXPRO6000", "RTXPRO6000"),
         ("AMD Instinct MI300X", "MI300X"),
     ],
 )
 def test_a_gpu_has_many_names(name: str, expected: str) -> None:
     assert find_gpu(name).name == expected
+
+
+@pytest.mark.parametrize("gpu", skypilot_gpus)
+def test_every_gpu_that_skypilot_offers_is_known(gpu: SkyPilotGpu) -> None:
+    assert abs(find_gpu(gpu.name, gpu.memory_gib).memory_gib / gpu.memory_gib - 1) < 0.1
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,15 @@ def test_the_next_gpu_is_named_when_no_setting_helps() -> None:
     assert change.difference is not None
 
 
+def test_the_next_gpu_on_a_larger_machine_is_asked_for_with_its_number() -> None:
+    large = job(model="Qwen/Qwen2.5-32B", tuning={"kind": "qlora"}, train={"micro_batch": 1})
+    found = previewed(large, [offer("T4", "sagemaker"), offer("A100", "sagemaker", gpus=8)], lengths=(100,))
+    change = next(one.change for one in found.lines if one.estimate.offer.gpu == "T4")
+    assert change is not None
+    assert change.settings == ("resources.gpu=A100", "resources.gpus=8")
+    assert change.what == "8x A100 (ml.p4d.24xlarge)"
+
+
 @pytest.mark.parametrize("kind", ["lora", "qlora", "full"])
 def test_every_change_is_a_job_that_can_be_written(kind: str) -> None:
     found = list(variants(job(tuning={"kind": kind}, train={"gradient_checkpointing": False}), 1))

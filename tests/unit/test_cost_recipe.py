@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cost.band import Band
 from cost.gpus import find_gpu
 from cost.recipe import (
     MICRO_BATCH,
@@ -25,6 +26,7 @@ from cost.recipe import (
     recipe_of,
 )
 from cost.shapes import known_shape
+from cost.throughput import micro_batch_s
 from launcher.spec import JobSpec
 
 LLAMA = known_shape("llama-3.1-8b")
@@ -158,3 +160,19 @@ def test_a_job_that_train_entry_refuses_has_no_recipe() -> None:
 def test_several_gpus_share_a_batch_out() -> None:
     found = made(gpus=4, nodes=2, train={"batch_size": 16, "micro_batch": 4})
     assert (found.ranks, found.accumulation, found.tokens) == (8, 1, made(train={"micro_batch": 2}).tokens)
+
+
+def test_dora_takes_longer_than_lora_in_a_wider_band_and_calibrates_apart() -> None:
+    def made(**tuning: Any) -> Recipe:
+        found = recipe_of(job(tuning=tuning), LLAMA, find_gpu("A100-80GB"), Rows.of((400,), (50,)))
+        assert found is not None
+        return found
+
+    plain, dora = made(), made(dora=True)
+    ours, theirs = micro_batch_s(plain), micro_batch_s(dora)
+    assert isinstance(ours, Band) and isinstance(theirs, Band)
+    assert theirs.expected > 1.3 * ours.expected
+    assert theirs.high / theirs.low > 1.5 * ours.high / ours.low
+    assert dora.stack.name != plain.stack.name
+    assert dora.stack.buffers_gib == pytest.approx(1.64, abs=0.01)
+    assert micro_batch_s(made(dora=True, dropout=0)).expected < theirs.expected  # type: ignore[union-attr]

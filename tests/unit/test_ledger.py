@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from cost.assumptions import _calibrated
 from cost.calibration import Calibration, Training, calibrate
 from cost.estimate import CostEstimate, Hardware, OfferEstimate, hardware_of
-from cost.ledger import Compared, training_of
+from cost.ledger import Compared, Trained, training_of
 from cost.prices.table import Unpriced
 from cost.throughput import micro_batch_s
 from launcher.commands.cost_accuracy import accuracy
@@ -58,8 +59,17 @@ def store(home: Path) -> Store:
     return Store(home / "record.db")
 
 
-def add(store: Store, job: JobRecord, *, steps: int = 1000, train_s: float = 2400.0) -> None:
+ROWS = Trained(model="org/m", rows=100, tokens=5000, batch_size=16, micro_batch=None, loss_on="completion")
+TOLD = {"model": {"id": "org/m"}, "train": {"batch_size": 16, "loss_on": "completion", "dry_run_steps": None}}
+
+
+def add(
+    store: Store, job: JobRecord, *, steps: int = 1000, train_s: float = 2400.0, packing: str | None = "padded"
+) -> None:
     store.add(job)
+    if packing:
+        told = {"packing": {"kind": packing}, "data": {"train_rows": 100, "train_tokens": 5000}}
+        store.add_events(job.id, [event(job.id, n, k, **v) for n, (k, v) in enumerate(told.items(), 50)], None)
     done = {"steps": steps, "train_s": train_s, "tokens_per_s": 1.0, "step_s": 1.0, "peak_gib": 1.0, "files": []}
     store.add_events(job.id, [event(job.id, 0, "done", **done)], None)
 
@@ -94,6 +104,12 @@ def test_what_was_not_the_whole_job_is_not_compared_but_its_steps_count(
     [entry] = ledger(store)
     assert (entry.hours, entry.cost) == (None, None)
     assert entry.ratio == 1.2
+
+
+def test_a_job_on_this_machine_costs_its_time_at_the_users_rate(store: Store) -> None:
+    add(store, record(1, backend="local", machine=None, billable_s=None))
+    add(store, record(2, backend="local", machine=None, billable_s=None, estimate={"hourly": None}))
+    assert [entry.cost.actual for entry in ledger(store)] == [6.0, 0.0]
 
 
 def test_a_job_that_goes_on_is_not_in_the_ledger(store: Store) -> None:
@@ -136,6 +152,34 @@ def test_jobs_calibrate_their_own_gpu_tuning_and_stack_and_no_other(store: Store
     single = look("L4", "qlora", "trainer")
     assert single is not None and single.factor == pytest.approx(0.5)
     assert look("A100-80GB", "qlora", "trainer") is None and look("H100", "lora", "trainer") is None
+
+
+@pytest.mark.parametrize("packing", ["prefix", "flat", None])
+def test_a_job_whose_rows_were_packed_calibrates_no_job_with_other_rows(store: Store, packing: str | None) -> None:
+    """Rows that begin alike take a quarter of the time; the next job's may not begin alike."""
+    add(store, record(1, spec=TOLD), train_s=500.0, packing=packing)
+    look = calibrations_of(ledger(store), replace(ROWS, tokens=5001))
+    assert look("A100-80GB", "lora", "trainer") is None
+    add(store, record(2))
+    found = look_again(store, replace(ROWS, model="org/other"))
+    assert found is not None and found.factor == pytest.approx(1.2) and found.n == 1
+
+
+@pytest.mark.parametrize("packing", ["prefix", "flat"])
+def test_a_job_with_the_same_rows_is_packed_the_same_way(store: Store, packing: str) -> None:
+    add(store, record(1, spec=TOLD), train_s=500.0, packing=packing)
+    add(store, record(2, spec=TOLD), train_s=2400.0)
+    found = look_again(store, ROWS)
+    assert found is not None and found.factor == pytest.approx(0.25) and found.n == 1
+
+
+def test_a_probe_whose_rows_were_packed_says_nothing_of_other_rows_on_another_gpu(store: Store) -> None:
+    add(store, gpu_probe(1), train_s=500.0, packing="prefix")
+    assert look_again(store, ROWS, "H100") is None
+
+
+def look_again(store: Store, rows: Trained, gpu: str = "A100-80GB") -> Calibration | None:
+    return calibrations_of(ledger(store), rows)(gpu, "lora", "trainer")
 
 
 def test_the_band_of_a_calibration_by_hand() -> None:
@@ -191,6 +235,7 @@ def test_an_estimate_without_a_model_has_no_expectation() -> None:
 def test_the_command_shows_errors_and_what_is_in_force(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
     add(store, record(1))
+    add(store, record(2), train_s=500.0, packing="prefix")
     store.close()
     shown = CliRunner().invoke(accuracy, [])
     assert shown.exit_code == 0, shown.output
@@ -198,8 +243,9 @@ def test_the_command_shows_errors_and_what_is_in_force(store: Store, monkeypatch
     assert line.split() == [
         "job-1", "sagemaker", "2h", "00m", "1h", "30m", "+33", "%", "$8.00", "$6.00", "+33", "%", "x", "1.20",
     ]  # fmt: skip
-    assert "1 job compared, median error 33 %, 0 inside" in shown.output
-    assert "A100-80GB" in shown.output and "0.91-1.59" in shown.output
+    assert "2 jobs compared, median error 33 %, 0 inside" in shown.output
+    assert "0.91-1.59" in shown.output
+    assert "trainer, prefix rows" in shown.output and "0.25" in shown.output
 
 
 def test_the_command_prints_json_with_null_for_what_is_unknown(store: Store) -> None:

@@ -284,11 +284,12 @@ def test_an_offer_is_priced_as_it_is_asked_for() -> None:
 # The user's own prices
 
 
-def test_a_discount_is_taken_off_every_part_and_says_so() -> None:
+def test_a_discount_is_taken_off_the_machine_and_not_off_the_fee_and_says_so() -> None:
+    """88.49 x 0.9 + 0.15 x 88.49 = 92.9145."""
     overlay = yours(discounts=[{"backend": "vertex", "instance_type": "a3-*", "percent": 10}])
     table = known(row("gcp", "a3-highgpu-8g", "us-central1", "88.49"), overlay=overlay)
     found = priced(table.lookup("vertex", "a3-highgpu-8g", "us-central1"))
-    assert found.hourly == Decimal("101.7635") * Decimal("0.9")
+    assert found.hourly == Decimal("92.9145")
     assert "less 10 %" in found.note
     assert "prices.yaml:1" in found.note
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,11 @@ def rows(tmp_path: Path) -> Path:
 def test_a_row_is_its_words_and_what_the_template_puts_round_them(rows: Path) -> None:
     found = counted(rows)
     # <b> user WORDS <e>, then <b> assistant WORDS <e>: the template has no other prompt for an answer.
-    assert found == TokenCount(
+    answers = (rows / "train.jsonl").read_text().splitlines()
+    assert found.labels == len({json.loads(line)["completion"] for line in answers})
+    # Alone in its pass each row computes all of its tokens but the last.
+    assert found.shared[0] == (1, 59 / 3 - 1)
+    assert replace(found, shared=(), labels=1) == TokenCount(
         lengths=(5 + 3 + 1 + 3, 10 + 3 + 2 + 3, 20 + 3 + 3 + 3), answers=(4, 5, 6), rows=3, total=12 + 18 + 29,
         evaluation=TokenCount(lengths=(4 + 3 + 2 + 3,), answers=(5,), rows=1, total=12),
     )  # fmt: skip
