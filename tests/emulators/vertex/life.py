@@ -5,6 +5,7 @@ https://cloud.google.com/vertex-ai/docs/training/understanding-training-service 
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import threading
@@ -27,6 +28,8 @@ MOST_PREEMPTIONS = 6
 """https://cloud.google.com/vertex-ai/docs/training/use-spot-vms (2026-11-23)"""
 DEFAULT_TIMEOUT_S = 7 * 24 * 3600
 MOUNT = "/gcs"
+ERROR = re.compile(r"Traceback \(|(\w+\.)*\w*(Error|Exception)\b", re.ASCII)
+"""What is taken for a line of stderr, all of which Google's agent notes as errors: here both come in one pipe."""
 SEE = "To find out more about why your job exited please check the logs"
 
 
@@ -157,7 +160,7 @@ class Life(threading.Thread):
             task = f"workerpool{pool}-{index}"
 
             def write(at: int, line: str, task: str = task) -> None:
-                self.world.log(job, task, line, "INFO")
+                self.world.log(job, task, line, "ERROR" if ERROR.match(line) else "INFO")
 
             tell = LateLog(write, 0).tell
             host.start(network, command or ["true"], env, python, names, tell, fuse=[MOUNT])
