@@ -96,16 +96,19 @@ class Google:
 
             return patience()(once)()  # type: ignore[no-any-return]
 
-    def exists(self, service: str, path: str, doing: str, headers: Mapping[str, str], host: str) -> bool:
-        """HEAD: is it there? Raises LaunchError where that can't be seen."""
+    def head(
+        self, service: str, path: str, doing: str, headers: Mapping[str, str], host: str
+    ) -> Mapping[str, str] | None:
+        """HEAD: what is said of it, None: it is not there. Raises LaunchError where that can't be seen."""
         with self.errors(doing):
             url = self.url(service, path, host)
             answer = self._session(service).request("HEAD", url, headers=dict(headers), timeout=CALL_S)
             if answer.status_code == 404:
-                return False
+                return None
             if not answer.ok:
                 raise _refusal(answer)
-            return True
+            found: Mapping[str, str] = answer.headers
+            return found
 
     @contextlib.contextmanager
     def errors(self, doing: str) -> Iterator[None]:

@@ -16,6 +16,7 @@ from google.cloud.aiplatform_v1 import CustomJob, JobState
 from backends.base import JobRef, Site
 from backends.base import JobState as State
 from backends.vertex import VertexBackend, google, logs
+from backends.vertex.account import home_of
 from backends.vertex.google import PLACES, Google, endpoint, in_words, is_passing
 from backends.vertex.jobs import scope_of
 from backends.vertex.states import STATES, status_of
@@ -143,6 +144,26 @@ def test_every_request_has_an_address_of_googles(monkeypatch: pytest.MonkeyPatch
     assert ours.url("logging", "v2/entries:list") == "https://logging.googleapis.com/v2/entries:list"
     image = ours.url("artifactregistry", "v2/p/r/i/manifests/1", "us-docker.pkg.dev")
     assert image == "https://us-docker.pkg.dev/v2/p/r/i/manifests/1"
+
+
+@pytest.mark.parametrize(
+    ("account", "home"),
+    [
+        ("trainer@my-project.iam.gserviceaccount.com", "my-project"),
+        ("trainer@my-project.example.com.iam.gserviceaccount.com", "example.com:my-project"),
+        ("123456789012-compute@developer.gserviceaccount.com", "123456789012"),
+        ("trainer@elsewhere.gserviceaccount.com", "-"),
+    ],
+)
+def test_a_service_account_is_looked_for_in_its_own_project(account: str, home: str) -> None:
+    assert home_of(account) == home
+
+
+def test_what_is_checked_before_a_job_is_among_the_advised_rights(tmp_path: Path) -> None:
+    told = VertexBackend(tmp_path).advice({"bucket": "b"}).splitlines()
+    yours = [line for line in told if "user:YOU" in line]
+    for role in ("storage.objectAdmin", "storage.legacyBucketReader", "artifactregistry.reader"):
+        assert any(f"--role roles/{role} " in line for line in yours)
 
 
 # One job, of a server that answers as Google does
