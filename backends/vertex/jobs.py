@@ -53,10 +53,13 @@ class VertexJobs:
         self._made: dict[JobRef, tuple[str, datetime]] = {}
         self._starts: dict[JobRef, tuple[int, int]] = {}
         self._interruptions: dict[JobRef, int] = {}
+        self._unsent: set[str] = set()
+        """Tokens whose job, as this process knows, was not made: nobody need wait for it to be listed."""
 
     def stage(self, plan: Plan, progress: Progress) -> None:
         google = self._google(scope_of(plan.request["parent"]))
         storage = Storage(google, plan.site.need("bucket"), plan.site.get("kms_key"))
+        self._unsent.add(plan.token)
         storage.put_bundle(plan.bundle, plan.token, progress)
         storage.put_record(plan)
 
@@ -69,10 +72,14 @@ class VertexJobs:
                 # Vertex takes no token of the client's: an answer that was lost is told by the label alone.
                 found, created = self._look_up(ref), tries
                 if found is None:
+                    self._unsent.discard(plan.token)
                     try:
                         found = google.jobs().create_custom_job(parent=parent, custom_job=job, timeout=CALL_S)
                     except Exception as exc:
-                        if wait is None or not is_passing(exc):
+                        passing = is_passing(exc)
+                        if not passing and tries == 0:  # a refusal
+                            self._unsent.add(plan.token)
+                        if wait is None or not passing:
                             raise
                         time.sleep(wait)
                         continue
@@ -84,13 +91,12 @@ class VertexJobs:
 
     def _keep_one(self, ref: JobRef, made: Any) -> None:
         """Stop all but the oldest of the jobs that tries without an answer have made, beside `made`."""
-        found = {made.name: made}
         for wait in (0.0, *LOOKS_S):
             time.sleep(wait)
-            found |= {job.name: job for job in self._labelled(ref)}
+            found = self._all(ref, made)
             if len(found) > 1:
                 break
-        oldest, *others = sorted(found.values(), key=_age)
+        oldest, *others = found
         self._names[ref] = oldest.name
         for job in others:
             self._stop(ref, job)
@@ -114,9 +120,7 @@ class VertexJobs:
         yield from logs.lines(self._google(ref.scope), number, since, cursor)
 
     def cancel(self, ref: JobRef) -> None:
-        found = self._job(ref)
-        jobs = {found.name: found} | {job.name: job for job in self._labelled(ref)}
-        for job in jobs.values():
+        for job in self._all(ref, self._job(ref)):
             self._stop(ref, job)
 
     def _stop(self, ref: JobRef, job: Any) -> None:
@@ -138,7 +142,8 @@ class VertexJobs:
     def release(self, ref: JobRef) -> None:
         job = self._job(ref)
         google = self._google(ref.scope)
-        kin = [job]
+        own = self._all(ref, job)
+        kin = list(own)
         if job.labels.get(LINEAGE_LABEL) == ref.id:  # its checkpoints are those of the jobs that go on from it
             kin += self._list(google, f'labels.{LINEAGE_LABEL}="{ref.id}"')
         for one in kin:
@@ -152,13 +157,14 @@ class VertexJobs:
             storage.drop_bundle(storage.record(ref.id)["bundle_sha256"], ref.id)
         storage.remove(f"{ROOT}/jobs/{ref.id}/")
         # The job itself goes last: a removal that was interrupted can be repeated.
-        self._delete(google, job.name, ref)
+        for one in own:
+            self._delete(google, one.name, ref)
 
     def find(self, site: Site, token: str, region: str | None = None) -> JobRef | None:
         scope = f"{region or site.need('region')}.{site.need('project')}"
         ref = JobRef(self.name, scope, token)
         with self._google(scope).errors(f"looking for {token}"):
-            for wait in (0.0, *LOOKS_S):
+            for wait in (0.0, *(() if token in self._unsent else LOOKS_S)):
                 time.sleep(wait)
                 if self._look_up(ref) is not None:
                     return ref
@@ -166,8 +172,9 @@ class VertexJobs:
 
     def discover(self, site: Site) -> Iterable[JobRef]:
         scope = f"{site.need('region')}.{site.need('project')}"
-        for job in self._list(self._google(scope), f"labels.{JOB_LABEL}:*"):
-            yield JobRef(self.name, scope, job.labels[JOB_LABEL])
+        tokens = [job.labels[JOB_LABEL] for job in self._list(self._google(scope), f"labels.{JOB_LABEL}:*")]
+        for token in dict.fromkeys(tokens):
+            yield JobRef(self.name, scope, token)
 
     def recorded(self, ref: JobRef) -> Mapping[str, Any]:
         return self._storage_of(ref, self._job(ref)).record(ref.id)
@@ -231,6 +238,10 @@ class VertexJobs:
         if found is not None:
             self._names[ref] = found.name
         return found
+
+    def _all(self, ref: JobRef, known: Any) -> list[Any]:
+        """The token's jobs, oldest first; `known` is one that the list may not show yet."""
+        return sorted(({known.name: known} | {job.name: job for job in self._labelled(ref)}).values(), key=_age)
 
     def _labelled(self, ref: JobRef) -> list[Any]:
         return self._list(self._google(ref.scope), f'labels.{JOB_LABEL}="{ref.id}"')

@@ -12,7 +12,7 @@ import pytest
 from backends.base import JobRef, JobState, Plan, Site
 from backends.vertex import VertexBackend, jobs
 from backends.vertex.places import JOB_LABEL
-from launcher.errors import BackendError
+from launcher.errors import BackendError, QuotaError
 from tests.emulators.vertex.conftest import IMAGE, Project
 from tests.unit.rendering import job as job_file
 from tests.unit.rendering import plan_of
@@ -108,6 +108,15 @@ def test_an_interrupted_submits_job_is_found_when_the_list_shows_it_late(
     backend.cancel(ref)
 
 
+def test_a_job_that_was_refused_is_not_waited_for(project: Project, backend: VertexBackend) -> None:
+    project.google.set(quotas={"custom_model_training_nvidia_a100_gpus": 0})
+    with pytest.raises(QuotaError):
+        backend.submit(plan(project, LONG, "refused"))
+    before = [call.operation for call in project.google.calls].count("ListCustomJobs")
+    assert backend.find(site(project), "refused") is None
+    assert [call.operation for call in project.google.calls].count("ListCustomJobs") == before + 1
+
+
 def test_cancel_stops_every_job_of_the_token_and_may_be_repeated(project: Project, backend: VertexBackend) -> None:
     wanted = plan(project, LONG, "twice")
     ref = backend.submit(wanted)
@@ -118,7 +127,10 @@ def test_cancel_stops_every_job_of_the_token_and_may_be_repeated(project: Projec
     backend.cancel(ref)
     assert live(project, ref.id) == []
     backend.cancel(ref)
+    assert [found.id for found in backend.discover(site(project))].count("twice") == 1
     project.google.wait(second.name, "CANCELLED")
+    backend.release(ref)
+    assert "twice" not in project.google.job_names()
 
 
 def test_an_operation_that_is_not_done_or_fails_is_told(
