@@ -32,6 +32,7 @@ GOOGLE_STORE = "https://secretmanager.googleapis.com/"
 AZURE_VAULT = "https://{vault}.vault.azure.net"
 AZURE_RESOURCE = "https://vault.azure.net"
 AZURE_IMDS = "http://169.254.169.254"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Refused(Exception):
@@ -115,6 +116,7 @@ def _aws(region: str, service: str, operation: str, arguments: Mapping[str, Any]
     )
     try:
         client = botocore.session.get_session().create_client(service, region_name=region, config=config)
+        _refuse_without_tls(str(client.meta.endpoint_url), service)
         answer: dict[str, Any] = getattr(client, operation)(**arguments)
         return answer
     except botocore.exceptions.ClientError as exc:
@@ -217,6 +219,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 def _ask(url: str, headers: Mapping[str, str], who: str, right: str, proxy: bool = True) -> dict[str, Any]:
     """GET a JSON object. Raises Refused; `right` says what a refusal lacks. Metadata is asked without a proxy."""
+    if "Authorization" in headers:
+        _refuse_without_tls(url, who)
     for wait in WAITS_S:
         try:
             return _ask_once(url, headers, who, right, proxy)
@@ -225,6 +229,16 @@ def _ask(url: str, headers: Mapping[str, str], who: str, right: str, proxy: bool
                 raise
         time.sleep(wait)
     return _ask_once(url, headers, who, right, proxy)
+
+
+def _refuse_without_tls(url: str, who: str) -> None:
+    """Neither the job's token nor the secret goes through a network as plain text."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme != "https" and parts.hostname not in LOOPBACK:
+        raise Refused(
+            f"{who} would be asked at {parts.scheme}://{parts.netloc}, without TLS",
+            "a variable of the job's environment names that address: give it one with https://, or unset it",
+        )
 
 
 def _ask_once(url: str, headers: Mapping[str, str], who: str, right: str, proxy: bool) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -64,13 +64,15 @@ class Account:
         if account := site.get("service_account"):
             found += self._of_account(account)
         if bucket := site.get("bucket"):
-            found += self._of_bucket(bucket)
+            found += self._of_bucket(bucket, plan is not None and plan.job.resources.region is not None)
+        if image := site.get("image") if plan is None else _image_of(plan):
+            found += self._of_image(image)
         if plan is not None:
-            found += [*self._of_quota(plan), *self._of_image(plan), *self._of_secrets(plan)]
+            found += [*self._of_quota(plan), *self._of_secrets(plan)]
         return [*found, *self._unsure]
 
     def _of_account(self, account: str) -> Iterator[Problem]:
-        path = f"v1/projects/-/serviceAccounts/{quote(account)}"
+        path = f"v1/projects/{home_of(account)}/serviceAccounts/{quote(account)}"
         found = self._look(f"service account {account}", "iam", path)
         if found is None:
             yield Problem(what=f"there is no service account {account}", fix=ADVICE)
@@ -84,7 +86,8 @@ class Account:
                 "--role roles/iam.serviceAccountUser --member user:YOU",
             )
 
-    def _of_bucket(self, name: str) -> Iterator[Problem]:
+    def _of_bucket(self, name: str, elsewhere: bool) -> Iterator[Problem]:
+        """`elsewhere`: the job itself names its region, and so may be far from the bucket."""
         region, project = self._google.region, self._google.project
         make = f"gcloud storage buckets create gs://NAME --project {project} --location {region}"
         try:
@@ -99,9 +102,11 @@ class Account:
         lies = str(found.location or "").lower()
         # A bucket of a continent (`us`, `eu`) or of two regions serves regions in it.
         if lies and "-" in lies and lies != region:
+            cost = ": what they read and write there is billed as traffic" if elsewhere else ""
             yield Problem(
-                what=f"bucket {name} is in {lies}, and the jobs run in {region}",
+                what=f"bucket {name} is in {lies}, and the jobs run in {region}{cost}",
                 fix=f"launch setup vertex --region {lies}, or make one there: {make}",
+                fatal=not elsewhere,
             )
 
     def _of_quota(self, plan: Plan) -> Iterator[Problem]:
@@ -125,25 +130,29 @@ class Account:
                 kind="quota",
             )
 
-    def _of_image(self, plan: Plan) -> Iterator[Problem]:
-        spec = plan.request["customJob"]["jobSpec"]["workerPoolSpecs"][0]["containerSpec"]
-        match = IMAGE.fullmatch(spec["imageUri"])
+    def _of_image(self, image: str) -> Iterator[Problem]:
+        match = IMAGE.fullmatch(image)
         if match is None:
             return
         project, _, rest = match["name"].partition("/")
         path = f"v2/{project}/{rest}/manifests/{match['digest'] or match['tag'] or 'latest'}"
-        image = spec["imageUri"]
         try:
-            there = self._google.exists(
+            told = self._google.head(
                 "artifactregistry", path, f"looking at image {image}", {"Accept": MANIFESTS}, match["host"]
             )
         except (BackendError, CredentialsError) as exc:
             self._unsure.append(_unseen(f"image {image}", exc))
             return
-        if not there:
+        if told is None:
             yield Problem(
                 what=f"there is no image {image}",
                 fix="build docker/Dockerfile and push it; launch setup vertex --image names another",
+            )
+        elif match["digest"] is None and (digest := told.get("Docker-Content-Digest")):
+            yield Problem(
+                what=f"image {image} has no digest: what it holds may change between two jobs",
+                fix=f"name it as it is now: {match['host']}/{match['name']}@{digest}",
+                fatal=False,
             )
 
     def _of_secrets(self, plan: Plan) -> Iterator[Problem]:
@@ -179,21 +188,56 @@ def quota_metric(accelerator: str, cheap: bool) -> str:
     return f"{API}/custom_model_training_{'preemptible_' if cheap else ''}{name}_gpus"
 
 
+def home_of(account: str) -> str:
+    """The project of a service account, as its address says it; `-`, any, where it does not.
+
+    With `-` Google answers 403 for an account that does not exist, which looks like one that may not be seen.
+    https://cloud.google.com/iam/docs/reference/rest/v1/projects.serviceAccounts/get (2026-11-25)
+    """
+    if match := re.fullmatch(r"[^@]+@([a-z0-9-]+)(?:\.([a-z0-9.-]+?))?\.iam\.gserviceaccount\.com", account):
+        project, domain = match.groups()
+        return f"{domain}:{project}" if domain else str(project)
+    number = re.fullmatch(r"(\d+)-compute@developer\.gserviceaccount\.com", account)
+    return number.group(1) if number else "-"
+
+
 def facts_of(known: Mapping[str, str]) -> Mapping[str, Sequence[str]]:
-    """Project and region as gcloud has them, then the project's buckets there and its service accounts."""
+    """Project and region as gcloud has them, then the project's buckets there and its service accounts.
+
+    What may not be listed is left out.
+    """
     region = known.get("region") or os.environ.get("CLOUDSDK_COMPUTE_REGION") or "us-central1"
     project = known.get("project") or _usual_project()
     google = Google(project, region)
-    with google.errors("listing buckets"):
-        buckets = [b for b in google.storage().list_buckets() if str(b.location or "").lower() == region]
-    accounts = google.ask("iam", f"v1/projects/{project}/serviceAccounts", "listing service accounts")
-    emails = [str(a["email"]) for a in accounts.get("accounts") or () if not a.get("disabled")]
+
+    def buckets() -> list[str]:
+        with google.errors("listing buckets"):
+            return [str(b.name) for b in google.storage().list_buckets() if str(b.location).lower() == region]
+
+    def accounts() -> list[str]:
+        found = google.ask("iam", f"v1/projects/{project}/serviceAccounts", "listing service accounts")
+        return [str(a["email"]) for a in found.get("accounts") or () if not a.get("disabled")]
+
     return {
         "project": [project],
         "region": [region],
-        "bucket": sorted((b.name for b in buckets), key=_likely),
-        "service_account": sorted(emails, key=_likely),
+        "bucket": sorted(_if_seen(buckets), key=_likely),
+        "service_account": sorted(_if_seen(accounts), key=_likely),
     }
+
+
+def _if_seen(listed: Callable[[], list[str]]) -> list[str]:
+    try:
+        return listed()
+    except UnreachableError:
+        raise
+    except BackendError:
+        return []
+
+
+def _image_of(plan: Plan) -> str:
+    pool = plan.request["customJob"]["jobSpec"]["workerPoolSpecs"][0]
+    return str(pool["containerSpec"]["imageUri"])
 
 
 def _usual_project() -> str:

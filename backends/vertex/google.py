@@ -50,31 +50,33 @@ class Google:
         self.region = region
         self.parent = f"projects/{project}/locations/{region}"
         self._clients: dict[str, Any] = {}
+        """Read once by each call: another thread may clear it in between."""
 
     def jobs(self) -> Any:
         """JobServiceClient of google-cloud-aiplatform, over REST."""
-        if "jobs" not in self._clients:
+        if (made := self._clients.get("jobs")) is None:
             try:
                 from google.cloud.aiplatform_v1 import JobServiceClient
             except ModuleNotFoundError as exc:
                 raise _not_installed(exc) from exc
             address = endpoint("vertex", region=self.region)
             # The REST transport alone takes an address with a scheme, and so a loopback one.
-            self._clients["jobs"] = JobServiceClient(
+            made = self._clients["jobs"] = JobServiceClient(
                 credentials=self.credentials("vertex"), transport="rest", client_options={"api_endpoint": address}
             )
-        return self._clients["jobs"]
+        return made
 
     def storage(self) -> Any:
         """google-cloud-storage's client."""
-        if "storage" not in self._clients:
+        if (made := self._clients.get("storage")) is None:
             try:
                 from google.cloud.storage import Client
             except ModuleNotFoundError as exc:
                 raise _not_installed(exc) from exc
             endpoint("storage")
-            self._clients["storage"] = Client(project=self.project, credentials=self.credentials("storage"))
-        return self._clients["storage"]
+            made = Client(project=self.project, credentials=self.credentials("storage"))
+            self._clients["storage"] = made
+        return made
 
     def ask(
         self, service: str, path: str, doing: str, body: Mapping[str, Any] | None = None, host: str = ""
@@ -82,7 +84,7 @@ class Google:
         """GET, or POST with a body, a JSON object of a service; repeated while the service is busy."""
         with self.errors(doing):
             session = self._session(service)
-            url = f"{endpoint(service, host=host)}/{path}"
+            url = self.url(service, path, host)
 
             def once() -> dict[str, Any]:
                 method = "GET" if body is None else "POST"
@@ -94,16 +96,19 @@ class Google:
 
             return patience()(once)()  # type: ignore[no-any-return]
 
-    def exists(self, service: str, path: str, doing: str, headers: Mapping[str, str], host: str) -> bool:
-        """HEAD: is it there? Raises LaunchError where that can't be seen."""
+    def head(
+        self, service: str, path: str, doing: str, headers: Mapping[str, str], host: str
+    ) -> Mapping[str, str] | None:
+        """HEAD: what is said of it, None: it is not there. Raises LaunchError where that can't be seen."""
         with self.errors(doing):
-            url = f"{endpoint(service, host=host)}/{path}"
+            url = self.url(service, path, host)
             answer = self._session(service).request("HEAD", url, headers=dict(headers), timeout=CALL_S)
             if answer.status_code == 404:
-                return False
+                return None
             if not answer.ok:
                 raise _refusal(answer)
-            return True
+            found: Mapping[str, str] = answer.headers
+            return found
 
     @contextlib.contextmanager
     def errors(self, doing: str) -> Iterator[None]:
@@ -129,18 +134,21 @@ class Google:
             raise _not_installed(exc) from exc
         if is_loopback(endpoint(service, region=self.region, host="example.invalid")):
             return AnonymousCredentials()  # type: ignore[no-untyped-call]
-        if "credentials" not in self._clients:
+        if (made := self._clients.get("credentials")) is None:
             with self.errors("looking for Google credentials"):
-                self._clients["credentials"] = google.auth.default(scopes=SCOPES)[0]
-        return self._clients["credentials"]
+                made = self._clients["credentials"] = google.auth.default(scopes=SCOPES)[0]
+        return made
 
     def _session(self, service: str) -> Any:
-        if f"session {service}" not in self._clients:
+        if (made := self._clients.get(f"session {service}")) is None:
             credentials = self.credentials(service)
             from google.auth.transport.requests import AuthorizedSession
 
-            self._clients[f"session {service}"] = AuthorizedSession(credentials)  # type: ignore[no-untyped-call]
-        return self._clients[f"session {service}"]
+            made = self._clients[f"session {service}"] = AuthorizedSession(credentials)  # type: ignore[no-untyped-call]
+        return made
+
+    def url(self, service: str, path: str, host: str = "") -> str:
+        return f"{endpoint(service, region=self.region, host=host)}/{path}"
 
 
 def endpoint(service: str, **names: str) -> str:

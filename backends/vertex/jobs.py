@@ -18,18 +18,28 @@ from backends.vertex import logs
 from backends.vertex.checks import PARENT, parsed
 from backends.vertex.google import CALL_S, Google, is_passing, patience
 from backends.vertex.places import JOB_LABEL, LINEAGE_LABEL
-from backends.vertex.states import state_of, status_of, was_thrown_back
+from backends.vertex.states import is_ending, state_of, status_of, was_thrown_back
 from backends.vertex.storage import Storage
-from launcher.errors import BackendError, ConfigError, JobNotFoundError, LaunchError
+from launcher.errors import (
+    BackendError,
+    ConfigError,
+    CredentialsError,
+    JobNotFoundError,
+    LaunchError,
+    UnreachableError,
+)
 from train_entry.failure import FAILURE
 
 CONSOLE = "https://console.cloud.google.com/agent-platform/locations/{region}/training/{number}?project={project}"
 WAITS_S = (1.0, 2.0, 4.0, 8.0)
 """Between two tries to create a job; in between it is looked for."""
+LOOKS_S = (1.0, 2.0, 3.0, 4.0)
+"""Between two looks for a job that was just made, perhaps: the list may show it some seconds later only."""
 STOPPED_ITSELF = "stopped before it was done (a signal or its time limit); launch resume goes on"
 ERROR_LINES = 3
-REMOVED_S = 120
+REMOVED_S = 120.0
 REMOVAL_POLL_S = 1.0
+LATER = "the same command again, later"
 
 
 class VertexJobs:
@@ -43,10 +53,13 @@ class VertexJobs:
         self._made: dict[JobRef, tuple[str, datetime]] = {}
         self._starts: dict[JobRef, tuple[int, int]] = {}
         self._interruptions: dict[JobRef, int] = {}
+        self._unsent: set[str] = set()
+        """Tokens whose job, as this process knows, was not made: nobody need wait for it to be listed."""
 
     def stage(self, plan: Plan, progress: Progress) -> None:
         google = self._google(scope_of(plan.request["parent"]))
         storage = Storage(google, plan.site.need("bucket"), plan.site.get("kms_key"))
+        self._unsent.add(plan.token)
         storage.put_bundle(plan.bundle, plan.token, progress)
         storage.put_record(plan)
 
@@ -55,20 +68,38 @@ class VertexJobs:
         ref = JobRef(self.name, scope_of(parent), plan.token)
         google, job = self._google(ref.scope), parsed(plan.request["customJob"])
         with google.errors(f"starting {plan.token}"):
-            for wait in (*WAITS_S, None):
+            for tries, wait in enumerate((*WAITS_S, None)):
                 # Vertex takes no token of the client's: an answer that was lost is told by the label alone.
-                if self._look_up(ref) is not None:
-                    break
-                try:
-                    made = google.jobs().create_custom_job(parent=parent, custom_job=job, timeout=CALL_S)
-                except Exception as exc:
-                    if wait is None or not is_passing(exc):
-                        raise
-                    time.sleep(wait)
-                else:
-                    self._names[ref] = made.name
-                    break
+                found, created = self._look_up(ref), tries
+                if found is None:
+                    self._unsent.discard(plan.token)
+                    try:
+                        found = google.jobs().create_custom_job(parent=parent, custom_job=job, timeout=CALL_S)
+                    except Exception as exc:
+                        passing = is_passing(exc)
+                        if not passing and tries == 0:  # a refusal
+                            self._unsent.add(plan.token)
+                        if wait is None or not passing:
+                            raise
+                        time.sleep(wait)
+                        continue
+                    self._names[ref], created = found.name, tries + 1
+                if created > 1:
+                    self._keep_one(ref, found)
+                break
         return ref
+
+    def _keep_one(self, ref: JobRef, made: Any) -> None:
+        """Stop all but the oldest of the jobs that tries without an answer have made, beside `made`."""
+        for wait in (0.0, *LOOKS_S):
+            time.sleep(wait)
+            found = self._all(ref, made)
+            if len(found) > 1:
+                break
+        oldest, *others = found
+        self._names[ref] = oldest.name
+        for job in others:
+            self._stop(ref, job)
 
     def status(self, ref: JobRef) -> JobStatus:
         job = self._job(ref)
@@ -89,17 +120,20 @@ class VertexJobs:
         yield from logs.lines(self._google(ref.scope), number, since, cursor)
 
     def cancel(self, ref: JobRef) -> None:
+        for job in self._all(ref, self._job(ref)):
+            self._stop(ref, job)
+
+    def _stop(self, ref: JobRef, job: Any) -> None:
         from google.api_core.exceptions import BadRequest
 
-        job = self._job(ref)
-        if state_of(job).terminal:
-            return
         google = self._google(ref.scope)
+        if is_ending(job):
+            return
         with google.errors(f"stopping {ref.id}"):
             try:
                 google.jobs().cancel_custom_job(name=job.name, retry=patience(), timeout=CALL_S)
-            except BadRequest:  # it ended by itself meanwhile
-                if not state_of(self._job(ref)).terminal:
+            except BadRequest:  # it ended by itself meanwhile, or somebody else stops it
+                if not is_ending(google.jobs().get_custom_job(name=job.name, retry=patience(), timeout=CALL_S)):
                     raise
 
     def download(self, ref: JobRef, to: Path) -> None:
@@ -108,7 +142,8 @@ class VertexJobs:
     def release(self, ref: JobRef) -> None:
         job = self._job(ref)
         google = self._google(ref.scope)
-        kin = [job]
+        own = self._all(ref, job)
+        kin = list(own)
         if job.labels.get(LINEAGE_LABEL) == ref.id:  # its checkpoints are those of the jobs that go on from it
             kin += self._list(google, f'labels.{LINEAGE_LABEL}="{ref.id}"')
         for one in kin:
@@ -122,18 +157,24 @@ class VertexJobs:
             storage.drop_bundle(storage.record(ref.id)["bundle_sha256"], ref.id)
         storage.remove(f"{ROOT}/jobs/{ref.id}/")
         # The job itself goes last: a removal that was interrupted can be repeated.
-        self._delete(google, job.name, ref)
+        for one in own:
+            self._delete(google, one.name, ref)
 
     def find(self, site: Site, token: str, region: str | None = None) -> JobRef | None:
         scope = f"{region or site.need('region')}.{site.need('project')}"
         ref = JobRef(self.name, scope, token)
         with self._google(scope).errors(f"looking for {token}"):
-            return ref if self._look_up(ref) is not None else None
+            for wait in (0.0, *(() if token in self._unsent else LOOKS_S)):
+                time.sleep(wait)
+                if self._look_up(ref) is not None:
+                    return ref
+        return None
 
     def discover(self, site: Site) -> Iterable[JobRef]:
         scope = f"{site.need('region')}.{site.need('project')}"
-        for job in self._list(self._google(scope), f"labels.{JOB_LABEL}:*"):
-            yield JobRef(self.name, scope, job.labels[JOB_LABEL])
+        tokens = [job.labels[JOB_LABEL] for job in self._list(self._google(scope), f"labels.{JOB_LABEL}:*")]
+        for token in dict.fromkeys(tokens):
+            yield JobRef(self.name, scope, token)
 
     def recorded(self, ref: JobRef) -> Mapping[str, Any]:
         return self._storage_of(ref, self._job(ref)).record(ref.id)
@@ -142,6 +183,8 @@ class VertexJobs:
         return self._storage_of(ref, self._job(ref)).bring_bundle(ref.id, to)
 
     def put_secret(self, site: Site, name: str, value: str) -> str:
+        from google.api_core.exceptions import Conflict
+
         project = site.get("project")
         if project is None:
             raise ConfigError("backend vertex is not set up: project", "launch setup vertex --project ...")
@@ -151,7 +194,11 @@ class VertexJobs:
             google.ask("secretmanager", f"{home}/{name}", doing)
         except JobNotFoundError:
             made = {"replication": {"automatic": {}}, "labels": {"finelaunch": "secret"}}
-            google.ask("secretmanager", f"{home}?secretId={name}", doing, made)
+            try:
+                google.ask("secretmanager", f"{home}?secretId={name}", doing, made)
+            except BackendError as exc:
+                if not isinstance(exc.__cause__, Conflict):  # made by a try whose answer was lost
+                    raise
         payload = {"payload": {"data": b64encode(value.encode()).decode()}}
         google.ask("secretmanager", f"{home}/{name}:addVersion", doing, payload)
         return f"Secret Manager of {project}, {name}"
@@ -186,11 +233,18 @@ class VertexJobs:
         return found
 
     def _look_up(self, ref: JobRef) -> Any | None:
-        """The newest job with the token's label."""
-        found = next(iter(self._list(self._google(ref.scope), f'labels.{JOB_LABEL}="{ref.id}"')), None)
+        """The job with the token's label; of several, the oldest."""
+        found = min(self._labelled(ref), key=_age, default=None)
         if found is not None:
             self._names[ref] = found.name
         return found
+
+    def _all(self, ref: JobRef, known: Any) -> list[Any]:
+        """The token's jobs, oldest first; `known` is one that the list may not show yet."""
+        return sorted(({known.name: known} | {job.name: job for job in self._labelled(ref)}).values(), key=_age)
+
+    def _labelled(self, ref: JobRef) -> list[Any]:
+        return self._list(self._google(ref.scope), f'labels.{JOB_LABEL}="{ref.id}"')
 
     def _list(self, google: Google, wanted: str) -> list[Any]:
         """https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.customJobs/list"""
@@ -201,12 +255,18 @@ class VertexJobs:
     def _count_starts(self, ref: JobRef, job: Any) -> int:
         """How often the entrypoint began, as its events in the bucket say: Vertex keeps no count."""
         storage, key = self._storage_of(ref, job), f"{_output_key(ref.id)}events.jsonl"
-        version, known = storage.version(key), self._starts.get(ref)
-        if version is None:
-            return 0
-        if known is None or known[0] != version:
-            known = self._starts[ref] = (version, _runs(storage.get(key) or b""))
-        return known[1]
+        known = self._starts.get(ref)
+        try:
+            version = storage.version(key)
+            if version is None:
+                return 0
+            if known is None or known[0] != version:
+                known = self._starts[ref] = (version, _runs(storage.get(key) or b""))
+        except UnreachableError:
+            raise
+        except BackendError:  # the job's state is worth more than this count
+            pass
+        return known[1] if known is not None else 0
 
     def _reason(self, ref: JobRef, job: Any) -> str | None:
         """Why it ended: what the job says itself, else Vertex's words and the last errors of its log."""
@@ -223,6 +283,8 @@ class VertexJobs:
                 return STOPPED_ITSELF
             google = self._google(ref.scope)
             errors = logs.last_errors(google, _number(job), job.create_time, ERROR_LINES)
+        except (UnreachableError, CredentialsError):  # the next look knows more, and this word is the last
+            raise
         except (LaunchError, ValueError, LookupError, TypeError):  # its words are enough
             return said
         return " | ".join([said, *errors])
@@ -232,11 +294,16 @@ class VertexJobs:
         doing = f"removing {ref.id}"
         with google.errors(doing):
             operation = google.jobs().delete_custom_job(name=name, retry=patience(), timeout=CALL_S).operation
+        done, error = operation.done, operation.error.message
         until = time.monotonic() + REMOVED_S
-        while not operation.done and time.monotonic() < until:
+        while not done:
+            if time.monotonic() > until:
+                raise BackendError(f"{doing}: Google has not done it after {REMOVED_S} s", LATER)
             time.sleep(REMOVAL_POLL_S)
-            if google.ask("vertex", f"v1/{operation.name}", doing).get("done"):
-                break
+            found = google.ask("vertex", f"v1/{operation.name}", doing)
+            done, error = found.get("done"), found.get("error", {}).get("message")
+        if error:
+            raise BackendError(f"{doing}: Google could not do it: {error}", LATER)
         self._names.pop(ref, None)
 
 
@@ -253,12 +320,21 @@ def _output_key(token: str) -> str:
 
 
 def _runs(events: bytes) -> int:
-    """Of an events.jsonl: how many starts have written in it."""
+    """Of an events.jsonl: how many starts have got anywhere.
+
+    One that finds a failure that no start can mend says so again and gives up: nothing was interrupted.
+    """
     found = set()
     for line in events.splitlines():
         with contextlib.suppress(ValueError, LookupError, TypeError):  # torn by a crash
-            found.add(json.loads(line)["run"])
+            event = json.loads(line)
+            if event["event"] != "failure":
+                found.add(event["run"])
     return len(found)
+
+
+def _age(job: Any) -> tuple[datetime, str]:
+    return job.create_time, job.name
 
 
 def _stopped_itself(state: bytes | None) -> bool:

@@ -11,10 +11,10 @@ from launcher.errors import UnsupportedError
 from launcher.spec import Resources
 
 SCARCE = "Google recommends spot or a reservation for this machine"
-SMALL_A3 = (
-    "third parties report this size as spot or flex-start only (2025-08): on-demand capacity may never come; "
-    "resources.spot or resources.max_wait_hours (FLEX_START) asks for those"
-)
+NEVER_ON_DEMAND = frozenset(f"a3-highgpu-{n}g" for n in (1, 2, 4))
+"""Had as spot or through the Dynamic Workload Scheduler (FLEX_START) only; they can't be reserved either.
+https://cloud.google.com/compute/docs/accelerator-optimized-machines, A3 High (a copy read 2026-11-25)
+"""
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,9 @@ def offers(backend: str, wanted: Resources) -> Iterator[Offer]:
     fitting = [family for family in families if wanted.gpus in family.machines]
     if not fitting:
         raise no_such_count((count for family in families for count in family.machines), wanted)
+    on_demand = not wanted.spot and wanted.max_wait_hours is None
+    if on_demand:
+        fitting = _had_on_demand(fitting, wanted)
     for family in fitting:
         machine = family.machines[wanted.gpus]
         yield Offer(
@@ -118,7 +121,7 @@ def offers(backend: str, wanted: Resources) -> Iterator[Offer]:
             nodes=wanted.nodes,
             gpu_memory_gib=family.memory_gib,
             spot=wanted.spot,
-            note=_note(family, machine, wanted),
+            note=family.note if on_demand else None,
         )
 
 
@@ -140,10 +143,12 @@ def _with_flex_start(families: list[Family]) -> list[Family]:
     return found
 
 
-def _note(family: Family, machine: str, wanted: Resources) -> str | None:
-    on_demand = not wanted.spot and wanted.max_wait_hours is None
-    if not on_demand:
-        return None
-    if family.gpu == "H100" and machine != "a3-highgpu-8g":
-        return SMALL_A3
-    return family.note
+def _had_on_demand(families: list[Family], wanted: Resources) -> list[Family]:
+    found = [family for family in families if family.machines[wanted.gpus] not in NEVER_ON_DEMAND]
+    if not found:
+        machine = families[0].machines[wanted.gpus]
+        raise UnsupportedError(
+            f"resources.gpus: Google has {machine} as spot or flex-start only, not on demand",
+            "--set resources.spot=true, or --set resources.max_wait_hours=24 (FLEX_START), or resources.gpus=8",
+        )
+    return found

@@ -9,6 +9,7 @@ JOB_ROLES = ("roles/artifactregistry.reader", "roles/logging.logWriter", "roles/
 """Of the jobs' service account in the project; its bucket it gets alone."""
 USER_ROLES = (
     "roles/aiplatform.user",
+    "roles/artifactregistry.reader",
     "roles/logging.viewer",
     "roles/secretmanager.admin",
     "roles/serviceusage.serviceUsageViewer",
@@ -21,7 +22,7 @@ def advice(known: Mapping[str, str]) -> str:
     bucket = known.get("bucket", "YOUR-BUCKET")
     account = known.get("service_account", f"finelaunch-training@{project}.iam.gserviceaccount.com")
     bind = f"gcloud projects add-iam-policy-binding {project} --condition=None"
-    on_bucket = f"gcloud storage buckets add-iam-policy-binding gs://{bucket} --role roles/storage.objectAdmin"
+    on_bucket = f"gcloud storage buckets add-iam-policy-binding gs://{bucket} --role roles/storage"
     repository = f"{region}-docker.pkg.dev/{project}/finelaunch"
     parts = [
         ("the services", f"gcloud services enable {' '.join(f'{s}.googleapis.com' for s in SERVICES)} "
@@ -32,11 +33,12 @@ def advice(known: Mapping[str, str]) -> str:
         ("a service account that the jobs run as",
          f"gcloud iam service-accounts create {account.partition('@')[0]} --project {project}"),
         ("what the jobs may do", "\n".join([
-            f"{on_bucket} --member serviceAccount:{account}",
+            f"{on_bucket}.objectAdmin --member serviceAccount:{account}",
             *(f"{bind} --role {role} --member serviceAccount:{account}" for role in JOB_ROLES),
         ])),
         ("what you may do", "\n".join([
-            f"{on_bucket} --member user:YOU",
+            f"{on_bucket}.objectAdmin --member user:YOU",
+            f"{on_bucket}.legacyBucketReader --member user:YOU",  # storage.buckets.get, which objectAdmin lacks
             *(f"{bind} --role {role} --member user:YOU" for role in USER_ROLES),
             f"gcloud iam service-accounts add-iam-policy-binding {account} --project {project} "
             "--role roles/iam.serviceAccountUser --member user:YOU",

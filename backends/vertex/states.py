@@ -39,6 +39,11 @@ def state_of(job: Any) -> JobState:
     return STATES.get(getattr(job.state, "name", ""), JobState.UNKNOWN)
 
 
+def is_ending(job: Any) -> bool:
+    """Is there nothing left to stop?"""
+    return state_of(job).terminal or getattr(job.state, "name", "") == "JOB_STATE_CANCELLING"
+
+
 def was_thrown_back(job: Any) -> bool:
     """Does it wait for machines though it has run? `start_time` is when it ran for the first time."""
     return state_of(job) in WAITING and job.start_time is not None

@@ -344,8 +344,9 @@ def test_explain_says_what_is_unusual(backend: VertexBackend) -> None:
     assert "docker/Dockerfile" in rows({})["image"]
     assert "six times" in rows(resources={"spot": True})["strategy"]
     assert "waits 6 h at most" in rows(resources={"max_wait_hours": 6})["strategy"]
-    assert "never come" in rows(resources={"gpu": "H100"})["assumed"]
-    assert "never come" not in rows(resources={"gpu": "H100", "spot": True})["assumed"]
+    scarce = {"gpu": "H200", "gpus": 8}
+    assert "recommends spot" in rows(resources=scarce)["assumed"]
+    assert "recommends spot" not in rows(resources={**scarce, "spot": True})["assumed"]
     assert "the bucket is in europe-west4" in rows(resources={"region": "us-east4"})["assumed"]
     assert "the right to read s3://b/t.jsonl" in rows(data={"train": "s3://b/t.jsonl"})["assumed"]
     assert "the right to read" not in rows(data={"train": "gs://b/t.jsonl"})["assumed"]

@@ -224,6 +224,32 @@ def test_aws_refusals_name_the_secret_and_the_right(
     assert hint in (refused.value.hint or "")
 
 
+PLAIN = "http://store.invalid"
+
+
+@pytest.mark.parametrize("address", [PLAIN, "store.invalid:80", "http://127.0.0.1.store.invalid"])
+def test_a_token_goes_nowhere_without_tls(address: str, store: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    google(store, monkeypatch, VALUE.encode())
+    monkeypatch.setenv("CLOUDSDK_API_ENDPOINT_OVERRIDES_SECRETMANAGER", address)
+    monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", store.url)
+    monkeypatch.setattr(secrets, "AZURE_VAULT", f"{address}/{{vault}}")
+    store.answers["/metadata/identity/oauth2/token"] = (200, {"access_token": TOKEN})
+    for refs in (GOOGLE, AZURE):
+        with pytest.raises(JobError, match="without TLS") as refused:
+            resolve(refs)
+        assert refused.value.hint and "HF_TOKEN" in refused.value.message and TOKEN not in refused.value.message
+
+
+@needs_aws
+@pytest.mark.parametrize("scheme", ["aws-sm", "aws-ssm"])
+def test_aws_is_not_asked_without_tls(scheme: str, store: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    aws(store, monkeypatch)
+    for service in ("SECRETS_MANAGER", "SSM"):
+        monkeypatch.setenv(f"AWS_ENDPOINT_URL_{service}", PLAIN)
+    with pytest.raises(JobError, match=r"at http://store\.invalid, without TLS"):
+        resolve({"HF_TOKEN": f"{scheme}://eu-west-1/hf"})
+
+
 @pytest.mark.parametrize("ref", ["hf_plain", "vault://x/y", "gcp-sm://project", "gcp-sm:///x", "aws-sm://r/"])
 def test_what_is_no_reference_is_refused(ref: str) -> None:
     with pytest.raises(JobError, match=r"secret NAME: .* is not a reference"):

@@ -46,7 +46,9 @@ def offered(**resources: Any) -> list[str]:
         ({"gpu": "A100", "gpus": 16}, "a2-megagpu-16g"),
         ({"gpu": "A100-80GB", "gpus": 4}, "a2-ultragpu-4g"),
         ({"gpu": "RTXPRO6000"}, "g4-standard-48"),
-        ({"gpu": "H100", "gpus": 2}, "a3-highgpu-2g"),
+        ({"gpu": "H100", "gpus": 2, "spot": True}, "a3-highgpu-2g"),
+        ({"gpu": "H100", "gpus": 1, "max_wait_hours": 24}, "a3-highgpu-1g"),
+        ({"gpu": "H100", "gpus": 8}, "a3-highgpu-8g"),
         ({"gpu": "H100-MEGA", "gpus": 8}, "a3-megagpu-8g"),
         ({"gpu": "H200", "gpus": 8}, "a3-ultragpu-8g"),
         ({"gpu": "B200", "gpus": 8}, "a4-highgpu-8g"),
@@ -76,8 +78,6 @@ def test_an_offer_says_what_was_asked_for_and_what_is_risky() -> None:
     spot = next(iter(machines.offers("vertex", wanted)))
     assert (spot.gpu, spot.gpus, spot.nodes, spot.spot, spot.region) == ("H100", 8, 2, True, "us-east4")
     assert (spot.gpu_memory_gib, spot.hourly, spot.note) == (80, None, None)
-    small = next(iter(machines.offers("vertex", Resources(gpu="H100"))))
-    assert "never come" in (small.note or "")
     scarce = next(iter(machines.offers("vertex", Resources(gpu="B200", gpus=8))))
     assert "reservation" in (scarce.note or "")
 
@@ -92,6 +92,8 @@ def test_an_offer_says_what_was_asked_for_and_what_is_risky() -> None:
         ({"gpu": "A100", "gpus": 32}, CapacityError, "resources.gpus=16"),
         ({"gpu": "T4", "max_wait_hours": 1}, UnsupportedError, "L4"),
         ({"gpu": "RTXPRO6000", "max_wait_hours": 1}, UnsupportedError, "L4"),
+        ({"gpu": "H100"}, UnsupportedError, "resources.spot=true, or --set resources.max_wait_hours"),
+        ({"gpu": "NVIDIA_H100_80GB", "gpus": 4}, UnsupportedError, "resources.gpus=8"),
     ],
 )
 def test_impossible_hardware_is_refused_with_a_way_out(
@@ -100,6 +102,13 @@ def test_impossible_hardware_is_refused_with_a_way_out(
     with pytest.raises(error) as refusal:
         offered(**resources)
     assert said in (refusal.value.hint or "")
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_of_a_job_that_names_no_gpu_nothing_is_offered_that_is_not_had_on_demand(count: int) -> None:
+    small = f"a3-highgpu-{count}g"
+    assert small not in offered(gpus=count)
+    assert small in offered(gpus=count, spot=True)
 
 
 def test_every_gpu_is_one_that_vertexs_own_enum_has() -> None:
@@ -133,7 +142,8 @@ def test_vertexs_model_takes_every_kind_of_request(
 def test_every_machine_that_is_offered_goes_with_its_gpu(backend: VertexBackend) -> None:
     for family in machines.FAMILIES:
         for count in family.machines:
-            backend.validate(rendered(backend, job(resources={"gpu": family.accelerator, "gpus": count}), SITE))
+            hardware = {"gpu": family.accelerator, "gpus": count, "spot": True}
+            backend.validate(rendered(backend, job(resources=hardware), SITE))
 
 
 RAW: list[tuple[dict[str, Any], str]] = [

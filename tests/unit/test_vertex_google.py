@@ -13,8 +13,10 @@ from google.api_core import exceptions as g
 from google.auth import exceptions as a
 from google.cloud.aiplatform_v1 import CustomJob, JobState
 
+from backends.base import JobRef, Site
 from backends.base import JobState as State
-from backends.vertex import VertexBackend, logs
+from backends.vertex import VertexBackend, google, logs
+from backends.vertex.account import home_of
 from backends.vertex.google import PLACES, Google, endpoint, in_words, is_passing
 from backends.vertex.jobs import scope_of
 from backends.vertex.states import STATES, status_of
@@ -133,6 +135,111 @@ def test_a_reference_holds_project_and_region() -> None:
     assert scope_of("projects/example.com:p/locations/us-central1") == "us-central1.example.com:p"
 
 
+def test_every_request_has_an_address_of_googles(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, _ in PLACES.values():
+        monkeypatch.delenv(variable, raising=False)
+    ours = Google("p", "us-east4")
+    operation = "v1/projects/1/locations/us-east4/operations/2"
+    assert ours.url("vertex", operation) == f"https://us-east4-aiplatform.googleapis.com/{operation}"
+    assert ours.url("logging", "v2/entries:list") == "https://logging.googleapis.com/v2/entries:list"
+    image = ours.url("artifactregistry", "v2/p/r/i/manifests/1", "us-docker.pkg.dev")
+    assert image == "https://us-docker.pkg.dev/v2/p/r/i/manifests/1"
+
+
+@pytest.mark.parametrize(
+    ("account", "home"),
+    [
+        ("trainer@my-project.iam.gserviceaccount.com", "my-project"),
+        ("trainer@my-project.example.com.iam.gserviceaccount.com", "example.com:my-project"),
+        ("123456789012-compute@developer.gserviceaccount.com", "123456789012"),
+        ("trainer@elsewhere.gserviceaccount.com", "-"),
+    ],
+)
+def test_a_service_account_is_looked_for_in_its_own_project(account: str, home: str) -> None:
+    assert home_of(account) == home
+
+
+def test_what_is_checked_before_a_job_is_among_the_advised_rights(tmp_path: Path) -> None:
+    told = VertexBackend(tmp_path).advice({"bucket": "b"}).splitlines()
+    yours = [line for line in told if "user:YOU" in line]
+    for role in ("storage.objectAdmin", "storage.legacyBucketReader", "artifactregistry.reader"):
+        assert any(f"--role roles/{role} " in line for line in yours)
+
+
+# One job, of a server that answers as Google does
+
+
+PARENT = "/v1/projects/p/locations/us-central1/customJobs"
+REF = JobRef("vertex", "us-central1.p", "a-job")
+
+
+def told(state: str) -> dict[str, Any]:
+    output = {"outputUriPrefix": "gs://bucket/finelaunch/jobs/a-job/output"}
+    return {
+        "name": f"{PARENT.removeprefix('/v1/')}/42", "displayName": "a-job", "labels": {"finelaunch_job": "a-job"},
+        "state": f"JOB_STATE_{state}", "createTime": "2026-11-25T07:00:00Z", "endTime": "2026-11-25T08:00:00Z",
+        "jobSpec": {"baseOutputDirectory": output}, "error": {"code": 3, "message": "status of 1"},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def vertex(monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopback]:
+    server = Loopback()
+    for variable in ("LAUNCH_VERTEX_ENDPOINT", "LAUNCH_LOGGING_ENDPOINT", "STORAGE_EMULATOR_HOST"):
+        monkeypatch.setenv(variable, server.url)
+    yield server
+    server.close()
+
+
+def stands(vertex: Loopback, state: str) -> None:
+    vertex.answers |= {PARENT: (200, {"customJobs": [told(state)]}), f"{PARENT}/42": (200, told(state))}
+
+
+@pytest.mark.parametrize(("status", "error"), [(503, UnreachableError), (401, CredentialsError)])
+def test_why_a_job_failed_is_not_settled_while_its_log_can_not_be_asked(
+    status: int, error: type[LaunchError], vertex: Loopback, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(google, "RETRY_S", 0.2)
+    backend = VertexBackend(tmp_path)
+    stands(vertex, "FAILED")
+    vertex.answers["/v2/entries:list"] = (status, {"error": {"message": "not now"}})
+    with pytest.raises(error):
+        backend.status(REF)
+    vertex.answers["/v2/entries:list"] = (200, {"entries": [entry(1, 1, "no driver")]})
+    assert backend.status(REF).reason == "status of 1 | no driver"
+    vertex.answers["/v2/entries:list"] = (403, {"error": {"message": "denied"}})
+    assert backend.status(REF).reason == "status of 1", "no right to read the log is no reason to wait"
+
+
+def test_a_job_that_is_being_stopped_is_stopped_again_without_a_word(vertex: Loopback, tmp_path: Path) -> None:
+    backend = VertexBackend(tmp_path)
+    vertex.answers[f"{PARENT}/42:cancel"] = (400, {"error": {"message": "is being cancelled"}})
+    stands(vertex, "RUNNING")
+    with pytest.raises(BackendError, match="is being cancelled"):
+        backend.cancel(REF)
+    stands(vertex, "CANCELLING")
+    backend.cancel(REF)
+    for state in ("CANCELLING", "SUCCEEDED"):  # since it was looked at
+        stands(vertex, "RUNNING")
+        vertex.answers[f"{PARENT}/42"] = (200, told(state))
+        VertexBackend(tmp_path).cancel(REF)
+
+
+def test_a_secret_whose_making_was_not_answered_is_made(
+    vertex: Loopback, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CLOUDSDK_API_ENDPOINT_OVERRIDES_SECRETMANAGER", vertex.url)
+    home = "/v1/projects/p/secrets"
+    exists = {"error": {"message": "Secret already exists.", "status": "ALREADY_EXISTS"}}
+    vertex.answers |= {home: (409, exists), f"{home}/TOKEN:addVersion": (200, {})}
+    vertex.answers[f"{home}/TOKEN"] = (404, {"error": {"message": "Secret not found."}})
+    site = Site(backend="vertex", facts={"project": "p", "region": "us-central1"})
+    assert "TOKEN" in VertexBackend(tmp_path).put_secret(site, "TOKEN", "value")
+    vertex.answers[home] = (403, {"error": {"message": "denied"}})
+    with pytest.raises(BackendError, match="denied"):
+        VertexBackend(tmp_path).put_secret(site, "TOKEN", "value")
+
+
 # The log
 
 
@@ -192,7 +299,5 @@ def test_another_logs_cursor_is_refused(cursor: str) -> None:
 
 
 def test_a_secret_is_not_stored_before_the_project_is_known(tmp_path: Path) -> None:
-    from backends.base import Site
-
     with pytest.raises(ConfigError, match="project"):
         VertexBackend(tmp_path).put_secret(Site(backend="vertex"), "TOKEN", "value")

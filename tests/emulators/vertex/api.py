@@ -12,6 +12,7 @@ from typing import Any
 from google.cloud import aiplatform_v1 as v1
 from google.longrunning import operations_pb2
 from google.protobuf import empty_pb2
+from google.rpc import status_pb2
 
 from backends.vertex.machines import BUILT_IN
 from tests.emulators.vertex.job import Job, State
@@ -20,6 +21,7 @@ from tests.emulators.vertex.world import DEVELOPER, Refused, World, invalid, not
 
 LABEL = re.compile(r"[a-z0-9_-]{0,63}")
 CONDITION = re.compile(r'(labels\.[\w-]+|state|display_name)\s*(=|:)\s*"?([\w*-]+)"?')
+INTERNAL = 13
 LOCATION = r"(projects/[^/]+/locations/[^/]+)"
 JOB, MODEL = f"({LOCATION}/customJobs/[^/:]+)", f"({LOCATION}/models/[^/:]+)"
 
@@ -65,6 +67,8 @@ def get_job(world: World, asked: Any) -> Any:
 def list_jobs(world: World, asked: Any) -> Any:
     with world.lock:
         found = [job.told() for name, job in reversed(world.jobs.items()) if name.startswith(f"{asked.parent}/")]
+    visible = datetime.now(UTC) - timedelta(seconds=world.settings.list_delay_s)
+    found = [job for job in found if job.create_time <= visible]
     for field, relation, value in CONDITION.findall(asked.filter):
         found = [job for job in found if _matches(job, field, relation, value)]
     start, most = int(asked.page_token or 0), min(asked.page_size or 100, 100)
@@ -123,7 +127,10 @@ def get_operation(world: World, name: str) -> Any:
     operation, answer, due = world.operations[name]
     if time.monotonic() > due and not operation.done:
         operation.done = True
-        operation.response.Pack(getattr(answer, "_pb", answer))
+        if world.settings.operation_error is not None:
+            operation.error.CopyFrom(status_pb2.Status(code=INTERNAL, message=world.settings.operation_error))
+        else:
+            operation.response.Pack(getattr(answer, "_pb", answer))
     return operation
 
 

@@ -11,7 +11,8 @@ request parsed into Google's own protos; Cloud Storage's JSON API over folders; 
 Secret Manager; the metadata server; as much of IAM, Service Usage and Artifact Registry as launch asks. A job goes
 through Google's states; each replica is a process in mount, PID, UTS and network namespaces of its own, with the
 buckets at /gcs, CLUSTER_SPEC, AIP_* and CLOUD_ML_*, the host's name, and a signal that reaches process 1 only. A
-replica that exits with an error is started again, then the job is, as often as Google says.
+replica that exits with an error is started again, alone or with all others as the job says, then the job is, as
+often as Google says. A line of log that looks like a Python error has severity ERROR, all others INFO.
 
 What it is not: Google. The image is a python of this machine (found as `python` and `python3` on PATH) on this
 machine's file system; there is no GPU. /gcs is a folder, which the process is told is gcsfuse's: unlike there,

@@ -5,11 +5,13 @@ https://cloud.google.com/vertex-ai/docs/training/understanding-training-service 
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ MOST_PREEMPTIONS = 6
 """https://cloud.google.com/vertex-ai/docs/training/use-spot-vms (2026-11-23)"""
 DEFAULT_TIMEOUT_S = 7 * 24 * 3600
 MOUNT = "/gcs"
+ERROR = re.compile(r"Traceback \(|(\w+\.)*\w*(Error|Exception)\b", re.ASCII)
+"""What is taken for a line of stderr, all of which Google's agent notes as errors: here both come in one pipe."""
 SEE = "To find out more about why your job exited please check the logs"
 
 
@@ -40,6 +44,8 @@ class Life(threading.Thread):
         self.job = job
         self.codes: list[int | None] = []
         self.preemptions = 0
+        self.restarts = 0
+        """Of workers in place, that are still allowed."""
         limit = job.spec.scheduling.timeout
         self.most_s = limit.total_seconds() if limit else DEFAULT_TIMEOUT_S
         self.began = 0.0
@@ -55,17 +61,17 @@ class Life(threading.Thread):
         job, retries, restarts = self.job, self.settings.job_retries, self.settings.worker_restarts
         if job.spec.scheduling.disable_retries:
             retries = restarts = 0
-        left = restarts
+        self.restarts = restarts
         self.wait_for_machines()
         while True:
             why = "cancel" if job.stopping.is_set() else self.attempt()
             if why == "exit" and any(self.codes):
-                if left > 0:  # in place: the job goes on running
-                    left -= 1
+                if self.restarts > 0:  # in place: the job goes on running
+                    self.restarts -= 1
                     self.say("The replica exited with an error; restarting it.", "WARNING")
                     continue
                 if retries > 0:
-                    retries, left = retries - 1, restarts
+                    retries, self.restarts = retries - 1, restarts
                     self.say("The job failed; retrying it.", "WARNING")
                     self.wait_for_machines()
                     continue
@@ -129,11 +135,15 @@ class Life(threading.Thread):
         folder = self.world.folder / "jobs" / job.proto.name.rpartition("/")[2] / str(number)
         network = Network(self.world.port, job_app(self.world, job.spec.service_account))
         hosts: list[Host] = []
+
+        def start(replica: int, times: int) -> Host:
+            return self.start_host(replica, folder / str(times), network, python)
+
         try:
-            hosts = self.start_hosts(folder, network, python)
+            hosts = [start(replica, 0) for replica in range(len(job.replicas))]
             job.enter(State.JOB_STATE_RUNNING)
             self.began = self.began or time.monotonic()
-            why = self.watch(hosts)
+            why = self.watch(hosts, start)
         finally:
             for host in hosts:
                 host.end()
@@ -142,35 +152,49 @@ class Life(threading.Thread):
         shutil.rmtree(folder, ignore_errors=True)
         return why
 
-    def start_hosts(self, folder: Path, network: Network, python: str) -> list[Host]:
+    def start_host(self, replica: int, folder: Path, network: Network, python: str) -> Host:
         job = self.job
         names = host_names(job)
-        spec = json_format.MessageToDict(job.spec._pb)
-        hosts = []
-        for (pool, index), name in zip(job.replicas, names, strict=True):
-            host = Host(name, folder / name, {self.world.folder / "buckets": MOUNT}, "/")
-            host.folder.mkdir(parents=True)
-            env = environment(job, pool, index, spec, self.world.port)
-            env |= self.world.warm_starts.environment(self.settings.warm)
-            container = job.spec.worker_pool_specs[pool].container_spec
-            command = [expanded(word, env) for word in (*container.command, *container.args)]
-            task = f"workerpool{pool}-{index}"
+        (pool, index), name = job.replicas[replica], names[replica]
+        host = Host(name, folder / name, {self.world.folder / "buckets": MOUNT}, "/")
+        host.folder.mkdir(parents=True)
+        env = environment(job, pool, index, json_format.MessageToDict(job.spec._pb), self.world.port)
+        env |= self.world.warm_starts.environment(self.settings.warm)
+        container = job.spec.worker_pool_specs[pool].container_spec
+        command = [expanded(word, env) for word in (*container.command, *container.args)]
 
-            def write(at: int, line: str, task: str = task) -> None:
-                self.world.log(job, task, line, "INFO")
+        def write(at: int, line: str) -> None:
+            severity = "ERROR" if ERROR.match(line) else "INFO"
+            self.world.log(job, f"workerpool{pool}-{index}", line, severity)
 
-            tell = LateLog(write, 0).tell
-            host.start(network, command or ["true"], env, python, names, tell, fuse=[MOUNT])
-            hosts.append(host)
-        return hosts
+        tell = LateLog(write, 0).tell
+        host.start(network, command or ["true"], env, python, names, tell, fuse=[MOUNT])
+        return host
 
-    def watch(self, hosts: list[Host]) -> str:
+    def restart_alone(self, hosts: list[Host], start: Callable[[int, int], Host]) -> bool:
+        """Start again the one replica that has failed, beside the others that go on; False where all must.
+
+        What a job wants whose nodes can't take back one of theirs: scheduling.restartJobOnWorkerRestart.
+        """
+        failed = next((replica for replica, code in enumerate(self.codes) if code), None)
+        whole = self.job.spec.scheduling.restart_job_on_worker_restart or len(hosts) == 1
+        if failed is None or whole or self.codes[0] == 0 or not self.restarts:
+            return False
+        self.say(f"The replica {hosts[failed].name} exited with an error; restarting it.", "WARNING")
+        hosts[failed].end()
+        hosts[failed] = start(failed, self.restarts)
+        self.restarts -= 1
+        return True
+
+    def watch(self, hosts: list[Host], start: Callable[[int, int], Host]) -> str:
         """Until every process has ended; stop what must stop. The first replica's end is the job's."""
         began = time.monotonic()
         plan: Interruption | None = None
         why, told_at = None, 0.0
         while True:
             self.codes = [host.code() for host in hosts]
+            if why is None and self.restart_alone(hosts, start):
+                continue
             if None not in self.codes:
                 break
             if why is None and (self.codes[0] is not None or any(self.codes)):

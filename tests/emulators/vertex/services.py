@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 from urllib.parse import unquote
 
@@ -81,11 +82,16 @@ def metadata(world: World, account: str, path: str, headers: Mapping[str, str]) 
 
 
 def identity(world: World, verb: str, path: str, body: bytes) -> dict[str, Any]:
-    """IAM: service accounts, and what the caller may do with them."""
+    """IAM: service accounts, and what the caller may do with them.
+
+    https://cloud.google.com/iam/docs/reference/rest/v1/projects.serviceAccounts/get says when 403 stands for 404.
+    """
     if path.endswith("/serviceAccounts"):
         return {"accounts": [{"email": email} for email in sorted(world.accounts)]}
     email = unquote(path.rpartition("/serviceAccounts/")[2].partition(":")[0])
     if email not in world.accounts:
+        if "projects/-/" in path:
+            raise Refused(403, "PERMISSION_DENIED", "Permission 'iam.serviceAccounts.get' denied")
         raise not_found(f"Unknown service account {email}")
     if path.endswith(":testIamPermissions"):
         asked = json.loads(body)["permissions"]
@@ -106,10 +112,12 @@ def usage(world: World, path: str) -> dict[str, Any]:
     return {"metric": f"{API}/{name}", "consumerQuotaLimits": [{"quotaBuckets": [other, bucket]}]}
 
 
-def manifest(world: World, path: str) -> None:
-    """Artifact Registry, in the registry's own protocol: is there an image?"""
+def manifest(world: World, path: str) -> dict[str, str]:
+    """Artifact Registry, in the registry's own protocol: is there an image? Its headers."""
     match = re.fullmatch(r"v2/(?P<name>.+)/manifests/(?P<ref>.+)", path)
     assert match is not None
     sign = "@" if match["ref"].startswith("sha256:") else ":"
     if world.image_python(f"us-central1-docker.pkg.dev/{match['name']}{sign}{match['ref']}") is None:
         raise not_found("MANIFEST_UNKNOWN")
+    digest = match["ref"] if sign == "@" else f"sha256:{sha256(path.encode()).hexdigest()}"
+    return {"Docker-Content-Digest": digest}

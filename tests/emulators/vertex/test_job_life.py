@@ -52,6 +52,32 @@ def test_an_error_is_tried_again_in_place_then_as_a_whole_and_told(project: Proj
     assert [attempt["codes"] for attempt in project.google.attempts(name)] == [[3]] * 4
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_a_replica_that_fails_starts_again_alone_unless_the_job_says_all(together: bool, project: Project) -> None:
+    code = """
+import json, os, sys, time
+task = json.loads(os.environ["CLUSTER_SPEC"])["task"]["type"]
+place = os.environ["AIP_CHECKPOINT_DIR"].replace("gs://", "/gcs/", 1)
+os.makedirs(place, exist_ok=True)
+print("start of", task, flush=True)
+first = task == "workerpool1" and not os.path.exists(place + "failed")
+if first:
+    time.sleep(1)
+    open(place + "failed", "w").write("x")
+    sys.exit(3)
+if task == "workerpool1":
+    open(place + "done", "w").write("x")
+while not os.path.exists(place + "done"):
+    time.sleep(0.05)
+"""
+    own = f"together-{together}".lower()
+    name = project.start(code, replicas=2, name=own, restart_job_on_worker_restart=together)
+    assert project.google.wait(name).state == v1.JobState.JOB_STATE_SUCCEEDED
+    said = [line for line in project.google.log(name) if line.startswith("start of")]
+    assert said.count("start of workerpool1") == 2
+    assert said.count("start of workerpool0") == (2 if together else 1)
+
+
 def test_retries_can_be_turned_off(project: Project) -> None:
     name = project.start("import sys; sys.exit(3)", disable_retries=True)
     project.google.wait(name)

@@ -109,8 +109,7 @@ class Wire:
         if service == "serviceusage":
             return _json(200, services.usage(world, request.raw_path))
         if service == "artifactregistry":
-            services.manifest(world, path)
-            return 200, {}, b""
+            return 200, services.manifest(world, path), b""
         return self.of_platform(request)
 
     def caller(self, request: _Request, who: str) -> str:

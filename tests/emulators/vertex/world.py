@@ -61,8 +61,12 @@ class Settings:
     """
     log_delay_s: float = 0
     """How late a line can be listed in Cloud Logging."""
+    list_delay_s: float = 0
+    """How late a new job can be listed; by its name it is there at once."""
     operation_s: float = 0.2
     """How long a long-running operation runs."""
+    operation_error: str | None = None
+    """What an operation ends with instead of its answer; what it was for is done all the same."""
     life_s: float = 1800
     """After which the emulator ends itself, whatever happens."""
 
