@@ -251,10 +251,17 @@ class Client:
 
         The wish is noted also then: no follower submits it anew.
         """
-        record = self.refresh(self._resuming.unwanted(self._look_up(key)))
+        record = self._resuming.unwanted(self._look_up(key))
+        if record.ref is None:
+            record = self.refresh(record)
+        else:
+            with contextlib.suppress(LaunchError):  # what it says can wait, stopping it can't
+                record = self.refresh(record)
         if record.ref is not None and not record.over:
             self._backend(record.backend).cancel(JobRef.parse(record.ref))
-        return self.refresh(record)
+            with contextlib.suppress(LaunchError):
+                record = self.refresh(record)
+        return record
 
     def resume(self, job_id: str, progress: Progress) -> JobRecord:
         """Start a new job that goes on from the checkpoints of a job that ended early."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -87,6 +87,8 @@ class _Look:
     status: JobStatus | None = None
     drained: bool = False
     trouble: LaunchError | None = None
+    unread: LaunchError | None = None
+    """Why the log could not be read, where that keeps nobody from looking at the job itself."""
 
 
 class Observer:
@@ -121,10 +123,13 @@ class Observer:
         can = self._backend(record.backend).capabilities
         state = record.state
         patience = Patience(can.poll_s)
-        warned = False
+        warned = told = False
         while True:
             look = self._look(record, cursor)
             yield from look.items
+            if look.unread is not None and not told:
+                told = True
+                yield Trouble(look.unread.message, look.unread.hint)
             if not warned and (spending := spent(record, look.status)) is not None:
                 warned = True
                 yield spending
@@ -151,9 +156,7 @@ class Observer:
         try:
             # Status before log: what the log holds after a final status is all there will be, once drained.
             look.status = target.status(ref)
-            for line in target.logs(ref, cursor):
-                look.items.append(from_line(line.text) or line)
-                look.cursor = line.cursor
+            _read(look, target.logs(ref, cursor))
         except (CredentialsError, UnreachableError) as exc:
             look.trouble = exc
         self._store.add_events(record.id, [i for i in look.items if isinstance(i, Event)], look.cursor)
@@ -178,6 +181,18 @@ class Observer:
             return True
         events = self._store.events(job_id)
         return bool(events) and events[-1].name in LAST_EVENTS[status.state]
+
+
+def _read(look: _Look, lines: Iterable[LogLine]) -> None:
+    """Whoever may not read a job's log can still see how it stands. Raises CredentialsError, UnreachableError."""
+    try:
+        for line in lines:
+            look.items.append(from_line(line.text) or line)
+            look.cursor = line.cursor
+    except (CredentialsError, UnreachableError):
+        raise
+    except LaunchError as exc:
+        look.unread = exc
 
 
 def spent(record: JobRecord, status: JobStatus | None, now: datetime | None = None) -> Spending | None:
