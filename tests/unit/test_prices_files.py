@@ -246,8 +246,8 @@ def test_show_has_stable_names_in_json(launch: Launch) -> None:
     assert set(found) == {"sources", "yours", "prices", "tokens"}
     (one,) = found["prices"]
     assert one["instance_type"] == "a3-highgpu-8g"
-    assert Decimal(one["hourly"]) == Decimal("101.7635") * Decimal("0.9")
-    assert [Decimal(part["hourly"]) for part in one["components"]] == [Decimal("79.641"), Decimal("11.94615")]
+    assert Decimal(one["hourly"]) == Decimal("92.9145")
+    assert [Decimal(part["hourly"]) for part in one["components"]] == [Decimal("79.641"), Decimal("13.2735")]
     assert (one["backend"], one["provider"], one["origin"]) == ("vertex", "gcp", "bundled")
     assert found["yours"]["discounts"][0]["percent"] == "10"
     assert {"provider", "backends", "newest", "oldest", "origin", "prices", "regions"} <= set(found["sources"][0])
