@@ -35,7 +35,7 @@ FIELDS: dict[str, Any] = {
     "eval.generation": False, "eval.general": False, "eval.max_new_tokens": 8, "eval.batch_size": 2,
     "eval.scorer": "scorer.py",
     "output.merged": True,
-    "resources.gpu": "H100", "resources.gpus": 8, "resources.nodes": 2, "resources.spot": True,
+    "resources.gpu": "T4", "resources.gpus": 8, "resources.nodes": 2, "resources.spot": True,
     "resources.disk_gib": 777, "resources.max_hours": 9.0, "resources.max_wait_hours": 11.0,
     "resources.resubmits": 5, "resources.region": "REGION", "resources.fallback": ["FALLBACK"],
     "resources.image": f"registry.example.com/team/train@{DIGEST}", "resources.offline": True,
