@@ -99,8 +99,8 @@ class Resuming:
         while True:
             try:
                 known = self._put_in_place_of(lost)
-                # Not one that was refused: it was over before this look.
-                begun = any(not record.over for record in known)
+                # Not one that was refused: that is settled.
+                begun = any(record.cut_short or not record.over for record in known)
                 found = [self._refresh(record) for record in known]
                 if submitted := next((record for record in found if record.ref), None):
                     return submitted

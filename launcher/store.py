@@ -108,6 +108,11 @@ class JobRecord:
         """True of a job that is over as far as is known since its backend has not shown it yet."""
         return self.over and self.ref is None
 
+    @property
+    def cut_short(self) -> bool:
+        """True of a job whose launcher was stopped as it submitted it. One that was refused has no submitter."""
+        return self.never_started and self.submitter is not None
+
 
 _COLUMNS = (
     "id", "name", "backend", "ref", "state", "reason", "created", "started", "ended", "interruptions", "lineage",

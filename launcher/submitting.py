@@ -80,7 +80,12 @@ class Submitting:
             return
         if isinstance(exc, LaunchError) and not isinstance(exc, UnreachableError):
             self._store.update(
-                plan.token, state=JobState.FAILED, reason=exc.message, ended=datetime.now(UTC), drained=1
+                plan.token,
+                state=JobState.FAILED,
+                reason=exc.message,
+                ended=datetime.now(UTC),
+                drained=1,
+                submitter=None,
             )
         else:  # it may have been heard all the same
             self._bury(plan.token, plan.offer.backend, f"not submitted: {type(exc).__name__}")

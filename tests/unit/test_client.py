@@ -232,15 +232,19 @@ def test_a_lost_job_is_submitted_anew_once_whoever_follows_it(client: Client, tm
     list(client.follow(by_hand.id))
 
 
+@pytest.mark.parametrize("looked", [False, True])
 def test_a_follower_that_died_before_the_start_is_followed_by_one_that_starts_it(
-    client: Client, tmp_path: Path
+    client: Client, tmp_path: Path, looked: bool
 ) -> None:
+    """Also where somebody has looked at what it left, and found that nothing runs."""
     lost = ended(client, tmp_path)
     half = dataclasses.replace(
         lost, id=f"{lost.id}-r2", ref=None, state=SUBMITTING, submitter=dead_submitter(), resumes=lost.id,
         resubmits=1,
     )  # fmt: skip
     client._store.add(half)
+    if looked:
+        assert client.get(half.id).over
     found = put_in_place_of(client, lost, watched=False)
     assert found is not None and found.id == f"{lost.id}-r3"
     assert "nothing runs" in (client.get(half.id).reason or "")
