@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
@@ -43,6 +43,8 @@ class CostEstimate:
     """Tokens that the job trains on, all epochs together."""
     training: Training | None = None
     """What the model expects of a step: the ledger compares it with what was measured."""
+    rates: Mapping[str, Decimal] = field(default_factory=dict)
+    """US dollars an hour of each machine that the vendor may give, where it has several to choose from."""
 
 
 def estimate(offer: Offer, most_hours: float) -> CostEstimate:

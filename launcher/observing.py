@@ -166,6 +166,9 @@ class Observer:
                 interruptions=max(record.interruptions, status.interruptions), folder=_local_path(status.url),
                 url=status.url, billable_s=status.billable_s, machine=status.machine,
             )  # fmt: skip
+            late = {"billable_s": status.billable_s, "machine": status.machine}
+            if status.state.terminal and any(late.values()):  # also told after the first final look
+                self._store.update(record.id, **{name: value for name, value in late.items() if value is not None})
             if status.state.terminal and look.trouble is None:
                 look.drained = self._is_drained(record.id, status, target.capabilities.drain_s)
                 if look.drained:

@@ -13,7 +13,7 @@ import click
 from backends.base import JobStatus
 from launcher import screen
 from launcher.client import Client
-from launcher.errors import JobFailedError
+from launcher.errors import JobFailedError, LaunchError
 from launcher.events import Event
 from launcher.live import follow
 from launcher.observing import Heard, Resubmitted, Spending, Trouble
@@ -176,7 +176,9 @@ def _raise_if_failed(client: Client, record: JobRecord) -> None:
     if record.state == "CANCELLED":
         raise JobFailedError(f"{record.id} was cancelled", f"launch resume {record.id} goes on")
     failure = next((e.fields for e in reversed(client.events(record.id)) if e.name == "failure"), None)
-    tail = [line.text for line in client.log_lines(record.id) if "::launch::" not in line.text][-TAIL:]
+    tail: list[str] = []
+    with contextlib.suppress(LaunchError):  # why it failed is known without its log
+        tail = [line.text for line in client.log_lines(record.id) if "::launch::" not in line.text][-TAIL:]
     hint = f"{failure['hint']}; " if failure and failure.get("hint") else ""
     raise JobFailedError(
         f"{record.id} failed: {record.reason}",

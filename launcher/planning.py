@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
@@ -64,13 +64,17 @@ class Choice:
 
     job: JobSpec
     offer: Offer
-    dearest: Offer
-    """The offer, or what of resources.fallback costs most; without a price where one of them has none."""
+    may_get: tuple[Offer, ...]
+    """The offer, and what of resources.fallback the vendor may give instead."""
     preview: Preview | None = None
     """The backend's offers beside each other; None where the job's time is not known."""
     line: Line | None = None
     """The offer in the preview."""
     why_unknown: str | None = None
+
+    @property
+    def dearest(self) -> Offer:
+        return _dearest(self.may_get)
 
 
 def choose(
@@ -86,8 +90,9 @@ def choose(
     if isinstance(estimator, str):
         offers = list(target.offers(job.resources))
         offer = _priced(target, job, next((o for o in offers if o.instance_type == machine), offers[0]))
-        dearest = _dearest(target, job, offer)
-        return Choice(job=_within_budget(job, dearest), offer=offer, dearest=dearest, why_unknown=estimator)
+        may_get = _may_get(target, job, offer)
+        limited = _within_budget(job, _dearest(may_get))
+        return Choice(job=limited, offer=offer, may_get=may_get, why_unknown=estimator)
     candidates = candidates_of(target, job, estimator, apart=False)
     own = [replace(one, can_run=True) for one in candidates]  # a plan is made for a backend that only plans, too
     preview = compare(estimator, own, limits=Limits())
@@ -100,8 +105,9 @@ def choose(
         line = preview.chosen
     offer = replace(line.estimate.offer, region=job.resources.region)
     offer = _priced(target, job, offer)
-    dearest = _dearest(target, job, offer)
-    return Choice(job=_within_budget(job, dearest), offer=offer, dearest=dearest, preview=preview, line=line)
+    may_get = _may_get(target, job, offer)
+    limited = _within_budget(job, _dearest(may_get))
+    return Choice(job=limited, offer=offer, may_get=may_get, preview=preview, line=line)
 
 
 def _over_budget(budget: Decimal, line: Line, everywhere: Callable[[], Preview] | None) -> OverBudgetError:
@@ -144,19 +150,23 @@ def _priced(target: Backend, job: JobSpec, offer: Offer) -> Offer:
     return replace(offer, hourly=rate * offer.nodes, price_source=source)
 
 
-def _dearest(target: Backend, job: JobSpec, offer: Offer) -> Offer:
-    """What the job may get and costs most, or has no price: the vendor takes any of resources.fallback."""
+def _may_get(target: Backend, job: JobSpec, offer: Offer) -> tuple[Offer, ...]:
+    """The offer, and the others of resources.fallback with their prices: the vendor takes any of them."""
     wanted = job.resources
     if not wanted.fallback or not target.capabilities.fallback:
-        return offer
+        return (offer,)
     own = len(list(target.offers(wanted.model_copy(update={"fallback": ()}))))
     # Backends that offer the others put them behind their own; the rest is asked for by the machines' names.
     others = list(target.offers(wanted))[own:] or [
         replace(offer, instance_type=name, gpu=None, gpus=0, hourly=None, price_source=None)
         for name in wanted.fallback
     ]
-    found = [offer, *(_priced(target, job, replace(one, region=offer.region)) for one in others)]
-    return max(found, key=lambda one: Decimal("Infinity") if one.hourly is None else one.hourly)
+    return (offer, *(_priced(target, job, replace(one, region=offer.region)) for one in others))
+
+
+def _dearest(offers: Sequence[Offer]) -> Offer:
+    """What costs most, or has no price."""
+    return max(offers, key=lambda one: Decimal("Infinity") if one.hourly is None else one.hourly)
 
 
 def _within_budget(job: JobSpec, offer: Offer) -> JobSpec:
@@ -193,14 +203,18 @@ def render(target: Backend, choice: Choice, bundle: Bundle, token: str, lineage:
 
 def _estimate(choice: Choice) -> CostEstimate:
     """The band as far as it is known, below the hard stop; with what the ledger will compare."""
-    ceiling = estimate(choice.dearest, hard_stop_s(choice.job) / 3600)
-    if choice.dearest.hourly is None and choice.dearest is not choice.offer:
-        ceiling = replace(ceiling, missing=(f"the price of {choice.dearest.instance_type}",))
+    dearest = choice.dearest
+    ceiling = estimate(dearest, hard_stop_s(choice.job) / 3600)
+    rates = {one.instance_type: one.hourly for one in choice.may_get if one.hourly is not None}
+    ceiling = replace(ceiling, rates=rates if len(choice.may_get) > 1 else {})
+    if dearest.hourly is None and dearest is not choice.offer:
+        ceiling = replace(ceiling, missing=(f"the price of {dearest.instance_type}",))
     if choice.preview is None or choice.line is None:
         why = (choice.why_unknown,) if choice.why_unknown and choice.offer.backend != "local" else ()
         return replace(ceiling, missing=(*ceiling.missing, *why))
     work, found = choice.preview.estimator.work, choice.line.estimate
-    return replace(bounded(found, ceiling, work), training=training_of(found.hardware, work.job.tuning.kind))
+    training = training_of(found.hardware, work.job.tuning.kind)
+    return replace(bounded(found, ceiling, work), training=training, rates=ceiling.rates)
 
 
 def check(target: Backend, plan: Plan) -> str | None:
@@ -270,6 +284,7 @@ def estimate_json(plan: Plan) -> dict[str, Any]:
     return {
         **{name: None if value is None else str(value) for name, value in money.items()},
         "instance_type": plan.offer.instance_type,
+        "rates": {name: str(rate) for name, rate in found.rates.items()},
         "hours": found.hours and {n: round(getattr(found.hours, n), 4) for n in ("low", "expected", "high")},
         "tokens": None if found.tokens is None else round(found.tokens),
         "training": found.training and found.training.as_json(),

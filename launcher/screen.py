@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from backends.base import Fact, Moved, Plan, Problem
+from backends.base import BundleFile, Fact, Moved, Plan, Problem
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -28,6 +28,7 @@ STATE_STYLE = {
 WIDE = 100
 """Columns from which a listing shows everything."""
 TOLD_EVERY_S = 10.0
+FEW_FILES = 3
 FIGURES = ("accuracy", "macro_f1", "exact_match", "field_f1", "rouge_l")
 FIGURE_NAMES = {
     "accuracy": "accuracy", "macro_f1": "macro-F1", "exact_match": "exact match", "field_f1": "field F1",
@@ -193,10 +194,25 @@ def plan_rows(planned: Planned) -> list[tuple[str, str | Text]]:
         ("where", f"{offer.backend}: {offer.instance_type}"),
         ("cost", _cost(plan)),
         ("bundle", f"{len(plan.bundle.files)} files, {size(plan.bundle.size)}, {plan.bundle.sha256[:12]}"),
+        ("contents", _contents(plan.bundle.files)),
     ]
     if job.resources.max_hours:
         rows.append(("at most", f"{job.resources.max_hours:g} hours"))
     return rows
+
+
+def _contents(files: Sequence[BundleFile]) -> str:
+    """What is uploaded, the largest first: a folder that holds more than a few files is one item."""
+    found: dict[str, list[int]] = {}
+    for file in files:
+        folder, slash, _ = file.path.partition("/")
+        whole = slash and sum(f.path.startswith(f"{folder}/") for f in files) > FEW_FILES
+        found.setdefault(f"{folder}/" if whole else file.path, []).append(file.size)
+    items = sorted(found.items(), key=lambda item: -sum(item[1]))
+    return ", ".join(
+        f"{name} {size(sum(sizes))}" + (f" ({len(sizes)} files)" if len(sizes) > 1 else "")
+        for name, sizes in items
+    )
 
 
 def _cost(plan: Plan) -> str:
@@ -230,20 +246,23 @@ def difference_table(names: Sequence[str], sides: Sequence[Mapping[str, str | Te
 
 
 def jobs_table(records: Sequence[JobRecord], width: int) -> Table:
-    """One line a job; the model is left out where `width` columns have no room for it."""
-    wide = width >= WIDE
+    """One line a job; without the model where `width` has no room for it, without owners where all are one."""
+    wide, several = width >= WIDE, len({record.owner for record in records}) > 1
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("JOB", overflow="fold")
     table.add_column("STATE", no_wrap=True)
     table.add_column("BACKEND", no_wrap=True)
     if wide:
         table.add_column("MODEL", overflow="ellipsis", no_wrap=True)
+    if several:
+        table.add_column("OWNER", no_wrap=True)
     table.add_column("RESULT", no_wrap=True)
     table.add_column("CREATED", no_wrap=True)
     for record in records:
         model = [record.spec["model"]["id"]] if wide else []
+        owner = [record.owner or "unknown"] if several else []
         table.add_row(
-            record.id, state(record.state), record.backend, *model, _headline(record), ago(record.created)
+            record.id, state(record.state), record.backend, *model, *owner, _headline(record), ago(record.created)
         )
     return table
 

@@ -344,15 +344,16 @@ def _encode(name: str, value: Any) -> Any:
 
 
 def _cost(values: Mapping[str, Any]) -> str | None:
-    """US dollars: the vendor's billed seconds at the offer's rate, this machine's at the user's; else unknown."""
+    """US dollars: billed seconds at the vendor's rate of the machine, this one's at the user's; else unknown."""
     hourly = values["estimate"].get("hourly")
     if values["backend"] == "local":
         started, ended = values["started"], values["ended"]
         if hourly is None or started is None or ended is None:
             return "0" if hourly is None else None
         return str(round(Decimal(hourly) * Decimal((ended - started).total_seconds()) / 3600, 2))
-    other = values["machine"] not in (None, values["estimate"].get("instance_type"))  # at another rate
-    if hourly is None or values["billable_s"] is None or other:
+    if values["machine"] not in (None, values["estimate"].get("instance_type")):  # at another rate
+        hourly = (values["estimate"].get("rates") or {}).get(values["machine"])
+    if hourly is None or values["billable_s"] is None:
         return None
     return str(round(Decimal(hourly) * Decimal(values["billable_s"]) / 3600, 2))
 

@@ -35,7 +35,7 @@ from launcher.spec import JobSpec, Resources
 COMMAND = ("python3", "-m", "train_entry")
 """No shell: the process is PID 1 and gets SageMaker's SIGTERM, 120 seconds before SIGKILL."""
 VOLUME_GB = 30
-"""What AWS's own SDK asks for. SageMaker ignores it on machines with NVMe; boto3 below 1.43 can't leave it out."""
+"""What AWS's own SDK asks for, on machines that are not known to bring an NVMe disk: there it has no meaning."""
 RETRIES = 3
 """After a failure of SageMaker's own (InternalServerError); the job goes on from its checkpoints."""
 WAIT_HOURS = 24.0
@@ -234,13 +234,12 @@ def _vpc(site: Site) -> dict[str, list[str]]:
 
 def _machines(job: JobSpec, offer: Offer) -> dict[str, Any]:
     wanted = job.resources
-    found: dict[str, Any] = {
-        "InstanceCount": wanted.nodes,
-        "VolumeSizeInGB": VOLUME_GB if wanted.disk_gib is None else wanted.disk_gib,
-    }
+    types = dict.fromkeys([offer.instance_type, *wanted.fallback])
+    found: dict[str, Any] = {"InstanceCount": wanted.nodes}
+    if not all(name in machines.BY_NAME and machines.BY_NAME[name].nvme_gb for name in types):
+        found["VolumeSizeInGB"] = VOLUME_GB if wanted.disk_gib is None else wanted.disk_gib
     if not wanted.fallback:
         return {"InstanceType": offer.instance_type, **found}
-    types = dict.fromkeys([offer.instance_type, *wanted.fallback])
     return {"InstancePreferences": [{"InstanceType": name} for name in types], **found}
 
 

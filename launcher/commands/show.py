@@ -28,6 +28,7 @@ def command(job: str | None, as_json: bool) -> None:
     rows: list[tuple[str, str | Text]] = [
         ("model", record.spec["model"]["id"]),
         ("backend", record.backend),
+        ("owner", record.owner or "unknown"),
         ("created", record.created.astimezone().strftime("%Y-%m-%d %H:%M:%S")),
         ("estimate", screen.money(record.estimate)),
     ]

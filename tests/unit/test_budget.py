@@ -93,6 +93,7 @@ def test_a_budget_is_kept_on_the_dearest_machine_of_the_fallback(client: Client,
     plan = planned(client, tmp_path, budget=50, resources=listed).plan
     assert (plan.offer.instance_type, rate(plan)) == (first.offer.instance_type, rate(first))
     assert large.offer.instance_type == "ml.p4d.24xlarge"
+    assert plan.estimate.rates["ml.p4d.24xlarge"] == rate(large) and first.estimate.rates == {}
     seconds = plan.request["StoppingCondition"]["MaxRuntimeInSeconds"]
     assert abs(float(rate(large)) * seconds / 3600 - 50) < 0.01
     assert plan.estimate.ceiling is not None and abs(plan.estimate.ceiling - 50) < Decimal("0.01")

@@ -112,6 +112,18 @@ def test_a_job_on_this_machine_costs_its_time_at_the_users_rate(store: Store) ->
     assert [entry.cost.actual for entry in ledger(store)] == [6.0, 0.0]
 
 
+def test_a_machine_of_the_fallback_costs_its_own_rate(store: Store) -> None:
+    mine = {
+        "hourly": "4",
+        "instance_type": "ml.p4d.24xlarge",
+        "rates": {"ml.p4d.24xlarge": "4", "ml.p5.48xlarge": "6"},
+    }
+    add(store, record(1, machine="ml.p5.48xlarge", estimate=mine))
+    add(store, record(2, machine="ml.p5.48xlarge", estimate={**mine, "rates": {}}))
+    costs = [found.actual["cost"] for job in ("job-1", "job-2") if (found := store.get(job))]
+    assert costs == ["9.00", None]
+
+
 def test_a_job_that_goes_on_is_not_in_the_ledger(store: Store) -> None:
     store.add(record(1, state="RUNNING", ended=None))
     assert ledger(store) == []
