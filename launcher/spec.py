@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Annotated, Any, Literal, Self, get_type_hints
+from typing import Annotated, Any, Self, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
@@ -122,7 +122,3 @@ class JobSpec(_Part):
         if problems:
             raise ValueError("\n".join(problems))
         return self
-
-
-BackendName = Literal["local"]
-"""The built-in backends that can run jobs (for shell completion and messages)."""

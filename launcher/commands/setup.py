@@ -20,7 +20,7 @@ def command(backend: str, facts: tuple[str, ...]) -> None:
     """Tell BACKEND the facts of your account: role, bucket, project, ... ; asks for what no option names.
 
     \b
-    launch setup BACKEND --list      the facts, each with an example
+    launch setup BACKEND --list      the facts, each with an example (--json for scripts)
     launch setup BACKEND --find      look them up in the account, and say what is missing
     launch setup BACKEND --advice    commands and least-privilege policies that make what is missing
     launch setup BACKEND --install   build the environment of a vendor's SDK that lives by itself (skypilot)
@@ -41,7 +41,7 @@ def command(backend: str, facts: tuple[str, ...]) -> None:
         click.echo(f"{backend} needs no facts")
         return
     if "--list" in facts:
-        _list_facts(backend, target.facts)
+        _list_facts(backend, target.facts, as_json="--json" in facts)
         return
     find, advise = "--find" in facts, "--advice" in facts
     given = _parse(tuple(word for word in facts if word not in ("--find", "--advice")))
@@ -141,9 +141,14 @@ def _parse(words: tuple[str, ...]) -> dict[str, str]:
     return given
 
 
-def _list_facts(backend: str, facts: tuple[Fact, ...]) -> None:
+def _list_facts(backend: str, facts: tuple[Fact, ...], as_json: bool) -> None:
     from launcher import screen
 
+    if as_json:
+        screen.print_json(
+            [{"name": f.name, "what": f.what, "example": f.example, "required": f.required} for f in facts]
+        )
+        return
     console = screen.out()
     console.print(f"launch setup {backend} [--FACT VALUE]...\n")
     console.print(screen.facts_table(facts))

@@ -249,3 +249,10 @@ def test_help_lines_of_the_table_are_what_the_commands_are(launch):
         command = importlib.import_module(f"launcher.commands.{verb}").command
         assert command.name == verb
         assert command.help
+
+
+def test_the_facts_of_a_backend_are_listed_for_scripts_too(launch):
+    done = launch("setup", "vertex", "--list", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = {fact["name"]: fact for fact in json.loads(done.stdout)}
+    assert facts["project"]["required"] and facts["bucket"]["example"]
