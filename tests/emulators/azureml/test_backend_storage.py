@@ -13,9 +13,10 @@ from backends import storage as common
 from backends.azureml import storage as own
 from backends.azureml.azure import Azure, workspace_path
 from backends.azureml.storage import Storage
-from backends.base import Bundle, BundleFile
+from backends.base import Bundle
 from launcher.errors import BackendError, UnreachableError
 from tests.emulators.azureml.emulator import AzureMLEmulator
+from tests.emulators.bundles import bundle
 
 PART = 2**16
 
@@ -26,13 +27,6 @@ def storage(signed_in: AzureMLEmulator, monkeypatch: pytest.MonkeyPatch) -> Stor
         monkeypatch.setattr(module, "LARGE", PART)
     path = workspace_path(f"{signed_in.subscription}:{signed_in.group}:{signed_in.workspace}")
     return Storage(Azure(), path, "workspaceblobstore")
-
-
-def bundle(folder: Path, name: str, content: bytes) -> Bundle:
-    (folder / name).write_bytes(content)
-    digest = sha256(content).hexdigest()
-    file = BundleFile(path=f"model/{name}", size=len(content), sha256=digest, source=folder / name)
-    return Bundle(sha256=sha256(name.encode() + content).hexdigest(), files=(file,))
 
 
 def key_of(wanted: Bundle) -> str:

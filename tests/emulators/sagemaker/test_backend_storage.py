@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backends import storage as common
-from backends.base import Bundle, BundleFile, Moved
+from backends.base import Bundle, Moved
 from backends.sagemaker import storage as own
 from backends.sagemaker.aws import Aws
 from backends.sagemaker.storage import Storage
 from launcher.errors import BackendError, UnreachableError
+from tests.emulators.bundles import bundle
 from tests.emulators.sagemaker.conftest import Account
 
 PART = 5 * 2**20
@@ -28,13 +28,6 @@ def storage(account: Account, monkeypatch: pytest.MonkeyPatch) -> Storage:
     for module in (common, own):
         monkeypatch.setattr(module, "LARGE", PART)
     return Storage(Aws(account.aws.region), account.bucket)
-
-
-def bundle(folder: Path, name: str, content: bytes) -> Bundle:
-    (folder / name).write_bytes(content)
-    digest = sha256(content).hexdigest()
-    file = BundleFile(path=f"model/{name}", size=len(content), sha256=digest, source=folder / name)
-    return Bundle(sha256=sha256(name.encode() + content).hexdigest(), files=(file,))
 
 
 def key(wanted: Bundle) -> str:

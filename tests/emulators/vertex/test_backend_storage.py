@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backends import storage as common
-from backends.base import Bundle, BundleFile
+from backends.base import Bundle
 from backends.vertex import storage as own
 from backends.vertex.google import Google
 from backends.vertex.storage import Storage
 from launcher.errors import BackendError, UnreachableError
+from tests.emulators.bundles import bundle
 from tests.emulators.vertex.conftest import Project
 
 PART = 2**16
@@ -27,13 +27,6 @@ def storage(project: Project, monkeypatch: pytest.MonkeyPatch) -> Storage:
     for module in (common, own):
         monkeypatch.setattr(module, "LARGE", PART)
     return Storage(Google(project.google.project, project.google.region), project.bucket)
-
-
-def bundle(folder: Path, name: str, content: bytes) -> Bundle:
-    (folder / name).write_bytes(content)
-    digest = sha256(content).hexdigest()
-    file = BundleFile(path=f"model/{name}", size=len(content), sha256=digest, source=folder / name)
-    return Bundle(sha256=sha256(name.encode() + content).hexdigest(), files=(file,))
 
 
 def uploads(project: Project) -> int:
