@@ -274,8 +274,8 @@ class Backend(Protocol):
         `region`: the job's own, where it names one.
         """
 
-    def discover(self, site: Site) -> Iterable[JobRef]:
-        """The jobs of ours that the vendor knows: rebuilds a lost record."""
+    def discover(self, site: Site, region: str | None = None) -> Iterable[JobRef]:
+        """The jobs of ours that the vendor knows: rebuilds a lost record. `region`: another than the site's."""
 
     def recorded(self, ref: JobRef) -> Mapping[str, Any]:
         """What submit left with the job so that a lost record can be rebuilt (see `job_record`)."""
@@ -412,3 +412,11 @@ class Rehearsable(Protocol):
 
     def contract(self, plan: Plan, root: Path, node: int) -> ContainerContract:
         """The container of node `node` of the plan's job, everything in it under `root`."""
+
+
+@runtime_checkable
+class SaysWho(Protocol):
+    """Optional: a backend that can tell as whom it speaks to its vendor."""
+
+    def signed_in(self, site: Site) -> str:
+        """Who, and which credential of the chain answered, one line without a secret. Raises CredentialsError."""

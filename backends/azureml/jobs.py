@@ -157,7 +157,7 @@ class AzureMLJobs:
         ref = JobRef(self.name, scope_of(site), token)
         return ref if self._look(ref) is not None else None
 
-    def discover(self, site: Site) -> Iterable[JobRef]:
+    def discover(self, site: Site, region: str | None = None) -> Iterable[JobRef]:
         scope = scope_of(site)
         for job in self._tagged(scope, JOB_TAG):
             yield JobRef(self.name, scope, job["name"])

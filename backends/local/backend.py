@@ -309,7 +309,7 @@ class LocalBackend:
         staged = (self._jobs / token / "record.json").is_file()
         return ref if staged and self._submitted(self._folder(ref)) else None
 
-    def discover(self, site: Site) -> Iterable[JobRef]:
+    def discover(self, site: Site, region: str | None = None) -> Iterable[JobRef]:
         staged = sorted(path.parent for path in self._jobs.glob("*/record.json"))
         return [JobRef(self.name, SCOPE, folder.name) for folder in staged if self._submitted(folder)]
 

@@ -99,8 +99,8 @@ class SageMakerJobs:
             return None
         return ref
 
-    def discover(self, site: Site) -> Iterable[JobRef]:
-        region = site.need("region")
+    def discover(self, site: Site, region: str | None = None) -> Iterable[JobRef]:
+        region = region or site.need("region")
         for found in self._search(region, JOB_TAG, None):
             yield JobRef(self.name, region, found["TrainingJobName"])
 

@@ -132,8 +132,8 @@ class SkyPilotJobs:
         store.put(_key(token, "submitted"), b"")
         return ref
 
-    def discover(self, site: Site) -> Iterable[JobRef]:
-        scope = scope_of(site, None)
+    def discover(self, site: Site, region: str | None = None) -> Iterable[JobRef]:
+        scope = scope_of(site, region)
         return [JobRef(self.name, scope, token) for token in self._tokens(scope, "")]
 
     def machines(self, site: Site) -> Iterable[Machine]:

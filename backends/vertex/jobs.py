@@ -170,8 +170,8 @@ class VertexJobs:
                     return ref
         return None
 
-    def discover(self, site: Site) -> Iterable[JobRef]:
-        scope = f"{site.need('region')}.{site.need('project')}"
+    def discover(self, site: Site, region: str | None = None) -> Iterable[JobRef]:
+        scope = f"{region or site.need('region')}.{site.need('project')}"
         tokens = [job.labels[JOB_LABEL] for job in self._list(self._google(scope), f"labels.{JOB_LABEL}:*")]
         for token in dict.fromkeys(tokens):
             yield JobRef(self.name, scope, token)

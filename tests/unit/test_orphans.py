@@ -20,7 +20,7 @@ class Vendor:
     facts: tuple[Fact, ...] = ()
     down = False
 
-    def discover(self, site: Site) -> Iterable[JobRef]:
+    def discover(self, site: Site, region: str | None = None) -> Iterable[JobRef]:
         if self.down:
             raise UnreachableError("no answer", "later")
         return [JobRef("skypilot", "x", name) for name in ("mine", "strange", "ended")]
