@@ -52,7 +52,7 @@ def launch_env(
     job: JobSpec, token: str, *, inputs: str, outputs: str, checkpoints: str, model_cache: str,
     mounts: Mapping[str, str], secrets: Mapping[str, str],
 ) -> dict[str, str]:  # fmt: skip
-    """The LAUNCH_* dialect (docs/architecture.md) with the job's own variables.
+    """The LAUNCH_* dialect (docs/container.md) with the job's own variables.
 
     `mounts`: URI prefix -> the path where the container has it. `secrets`: name -> reference into the vendor's
     store, never a value. `inputs` holds the bundle. Raises ConfigError where the job sets a variable of ours.

@@ -218,7 +218,7 @@ def _image(job: JobSpec, site: Site) -> str:
         raise UnsupportedError(
             f"{field}: Google's prebuilt training images end with Python 3.10 and torch 2.4; "
             "the job needs Python 3.11 and torch 2.6",
-            "build docker/Dockerfile and name that image (docs/architecture.md, Images)",
+            "build docker/Dockerfile and name that image (docs/container.md, Images)",
         )
     return image
 
