@@ -12,7 +12,7 @@ from launcher.commands import options
 @click.command("eval")
 @options.job_or_newest
 @click.option("--data", type=click.Path(path_type=Path), help="Rows to judge on; default: the job's own.")
-@click.option("--max-rows", type=click.IntRange(min=1), help="Rows judged at most; default: as in the job.")
+@click.option("--max-rows", type=click.IntRange(min=1), metavar="N", help="Rows at most; default: as in the job.")
 @options.as_json
 def command(job: str | None, data: Path | None, max_rows: int | None, as_json: bool) -> None:
     """Judge JOB (default: the newest), base model and tuned, here and again, also on other rows."""
