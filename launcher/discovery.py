@@ -56,16 +56,17 @@ class Discovery:
         if found:
             self._store.add_missing(found)
 
-    def take_in(self, names: Iterable[str] = ()) -> int:
+    def take_in(self, names: Iterable[str] = (), region: str | None = None) -> int:
         """Record every job that the named backends (default: all that are set up) know; how many were new.
 
-        Raises what a named backend raises; of all, one that can't be asked is left out.
+        `region`: another than the account's own. Raises what a named backend raises, ConfigError for one that has
+        no regions; of all, one that can't be asked is left out.
         """
-        asked = list(names)
+        asked = self._with_region(names, region)
         found: list[JobRecord] = []
         for name in asked or BUILTIN:
             if asked:
-                found += self._known_to(name)
+                found += self._known_to(name, region)
                 continue
             with contextlib.suppress(LaunchError):
                 if self.is_set_up(name):
@@ -80,23 +81,42 @@ class Discovery:
         ]
         return len(new) + len(adopted)
 
-    def orphans(self, names: Iterable[str] = ()) -> tuple[list[Orphan], dict[str, str]]:
-        """Jobs and machines that are alive and that no record owns; backend -> why it can't be asked."""
+    def orphans(self, names: Iterable[str] = (), region: str | None = None) -> tuple[list[Orphan], dict[str, str]]:
+        """Jobs and machines that are alive and that no record owns; backend -> why it can't be asked.
+
+        `region`: as for `take_in`.
+        """
         found: list[Orphan] = []
         silent: dict[str, str] = {}
-        asked = list(names)
+        asked = self._with_region(names, region)
         for name in asked or BUILTIN:
             try:
                 if asked or self.is_set_up(name):
-                    found += self._alive_at(name)
+                    found += self._alive_at(name, region)
             except LaunchError as exc:
                 silent[name] = exc.message
         return found, silent
 
-    def _alive_at(self, name: str) -> Iterator[Orphan]:
+    def _with_region(self, names: Iterable[str], region: str | None) -> list[str]:
+        """The names. Raises ConfigError where `region` says nothing to them."""
+        asked = list(names)
+        if region is None:
+            return asked
+        if not asked:
+            raise ConfigError(
+                f"--region {region}: each vendor has regions of its own",
+                "add --backend NAME",
+            )
+        for name in asked:
+            if not self._backend(name).capabilities.regions:
+                raise ConfigError(f"--region {region}: backend {name} has no regions", "leave --region out")
+        return asked
+
+    def _alive_at(self, name: str, region: str | None) -> Iterator[Orphan]:
         target, site = self._backend(name), self._site(name)
         told = set()
-        for ref in target.discover(site):
+        there = f" --backend {name} --region {region}" if region else ""
+        for ref in target.discover(site, region):
             if self._store.get(ref.id) is not None and not self._is_lost(ref.id):
                 continue
             status = target.status(ref)
@@ -109,7 +129,7 @@ class Discovery:
             yield Orphan(
                 backend=name, id=ref.id, what=f"job, {status.state}", since=status.started,
                 hourly=Decimal(recorded["hourly"]) if recorded.get("hourly") else None,
-                stop=f"launch list --discover, then launch cancel {ref.id}",
+                stop=f"launch list --discover{there}, then launch cancel {ref.id}",
             )  # fmt: skip
         for machine in target.machines(site) if isinstance(target, ListsMachines) else ():
             owner = self._store.get(machine.name)
@@ -129,11 +149,11 @@ class Discovery:
         target, site = self._backend(name), self._site(name)
         return all(site.get(fact.name) for fact in target.facts if fact.required)
 
-    def _known_to(self, name: str) -> Iterable[JobRecord]:
+    def _known_to(self, name: str, region: str | None = None) -> Iterable[JobRecord]:
         target = self._backend(name)
         if not self.is_set_up(name):
             raise ConfigError(f"backend {name} is not set up", f"launch setup {name}")
-        for ref in target.discover(self._site(name)):
+        for ref in target.discover(self._site(name), region):
             # A job whose own record is damaged is left out.
             with contextlib.suppress(LaunchError, KeyError, TypeError, ValueError):
                 yield _from_backend(ref, target.recorded(ref))

@@ -90,6 +90,7 @@ def describe(record: JobRecord) -> dict[str, Any]:
         "created": record.created.isoformat(),
         "started": record.started.isoformat() if record.started else None,
         "ended": record.ended.isoformat() if record.ended else None,
+        "seen": record.seen.isoformat() if record.seen else None,
         "interruptions": record.interruptions,
         "resumes": record.resumes,
         "resubmits": record.resubmits,
@@ -156,7 +157,7 @@ def _follow_json(items: Iterator[Heard]) -> None:
     """Every event as a JSON line, and every change of state."""
     for item in items:
         if isinstance(item, Event):
-            print(json.dumps(item.as_json(), ensure_ascii=False), flush=True)
+            print(screen.json_text(item.as_json()), flush=True)
         elif isinstance(item, JobStatus):
             body = {"event": "state", "state": item.state.value, "reason": item.reason}
             print(json.dumps(body), flush=True)

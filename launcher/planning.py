@@ -239,6 +239,28 @@ def refuse_problems(target: Backend, plan: Plan) -> None:
         )
 
 
+def too_small(choice: Choice | None) -> ConfigError | None:
+    """Why the job should not start there: its GPU lacks memory for it. Names the smallest change that fits.
+
+    None also where fewer rows a pass are enough: a training that runs out of memory halves them by itself.
+    """
+    line = choice.line if choice else None
+    hardware = line.estimate.hardware if line else None
+    if line is None or hardware is None or hardware.fit != "no" or not (hardware.gpu and hardware.needed):
+        return None
+    change = line.change
+    if change and all(setting.startswith("train.micro_batch=") for setting in change.settings):
+        return None
+    fix = "launch cost shows what fits"
+    if change:
+        fix = f"{change.what} fits: --set {' --set '.join(change.settings)}"
+    return ConfigError(
+        f"{line.estimate.offer.instance_type} is too small: the job needs about "
+        f"{hardware.needed.expected:.1f} GiB on each {hardware.gpu.name}, which has {hardware.available_gib:.1f}",
+        f"{fix}; launch run --even-if-too-small starts it as it is",
+    )
+
+
 def refuse_unset_facts(plan: Plan) -> None:
     """Raise ConfigError when the request still holds a placeholder."""
     unset = [fact for _, fact in placeholders(plan.request)]

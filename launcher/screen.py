@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from backends.base import BundleFile, Fact, Moved, Plan, Problem
+from backends.base import BundleFile, Fact, Moved, Plan
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from launcher.planning import Planned
+    from launcher.readiness import Readiness
     from launcher.store import JobRecord
 
 STATE_STYLE = {
@@ -87,7 +89,13 @@ class ProgressLines:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout, as plain text."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str), flush=True)
+    print(json_text(value, indent=2), flush=True)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON for stdout: letters as they are where it takes all of them, else escaped, so that none is lost."""
+    takes_all = (sys.stdout.encoding or "").lower().replace("-", "") in ("utf8", "utf8sig")
+    return json.dumps(value, indent=indent, ensure_ascii=not takes_all, default=str)
 
 
 def state(text: str) -> Text:
@@ -245,8 +253,11 @@ def difference_table(names: Sequence[str], sides: Sequence[Mapping[str, str | Te
     return table
 
 
-def jobs_table(records: Sequence[JobRecord], width: int) -> Table:
-    """One line a job; without the model where `width` has no room for it, without owners where all are one."""
+def jobs_table(records: Sequence[JobRecord], width: int, silent: Collection[str] = ()) -> Table:
+    """One line a job; without the model where `width` has no room for it, without owners where all are one.
+
+    A state that may have changed, since its backend is `silent`, stands there with its age.
+    """
     wide, several = width >= WIDE, len({record.owner for record in records}) > 1
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("JOB", overflow="fold")
@@ -262,7 +273,13 @@ def jobs_table(records: Sequence[JobRecord], width: int) -> Table:
         model = [record.spec["model"]["id"]] if wide else []
         owner = [record.owner or "unknown"] if several else []
         table.add_row(
-            record.id, state(record.state), record.backend, *model, *owner, _headline(record), ago(record.created)
+            record.id,
+            _state_seen(record, silent),
+            record.backend,
+            *model,
+            *owner,
+            _headline(record),
+            ago(record.created),
         )
     return table
 
@@ -333,19 +350,36 @@ def facts_table(found: Sequence[Fact]) -> Table:
     return table
 
 
-def backends_table(found: Sequence[tuple[str, str, Sequence[Problem]]]) -> Table:
+def backends_table(found: Sequence[Readiness]) -> Table:
+    """One backend a row: whether it is ready, as whom it speaks, and what it lacks, each with its fix."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("BACKEND", no_wrap=True)
     table.add_column("READY", no_wrap=True)
     table.add_column("WHAT", overflow="fold")
-    for name, summary, problems in found:
-        ready = Text("no", style="red") if any(p.fatal for p in problems) else Text("yes", style="green")
-        lines = Text(summary)
-        for problem in problems:
+    for one in found:
+        lines = Text(one.summary)
+        if one.signed_in:
+            lines.append(f"\nsigned in as {one.signed_in}", style="green")
+        if not one.asked and one.ready:
+            lines.append(f"\nlaunch backends {one.name} asks who is signed in and what is missing", style="dim")
+        for problem in one.problems:
             lines.append(f"\n{problem.what}", style="red" if problem.fatal else "yellow")
             lines.append(f"\n  -> {problem.fix}")
-        table.add_row(name, ready, lines)
+        table.add_row(one.name, _ready(one), lines)
     return table
+
+
+def _ready(one: Readiness) -> Text:
+    if not one.ready:
+        return Text("no", style="red")
+    return Text("yes", style="green") if one.asked else Text("set up", style="yellow")
+
+
+def _state_seen(record: JobRecord, silent: Collection[str]) -> Text:
+    shown = state(record.state)
+    if record.backend in silent and not record.over and record.seen:
+        shown.append(f" {ago(record.seen)}", style="dim")
+    return shown
 
 
 def _some_labels(labels: Mapping[str, int]) -> str:

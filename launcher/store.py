@@ -23,6 +23,9 @@ from launcher.events import Event
 SUBMITTING = "SUBMITTING"
 """The state of a job whose token is stored and whose backend has not answered yet."""
 
+WAIT_S = 30.0
+"""How long one launcher waits for another that writes."""
+
 MIGRATIONS: tuple[str, ...] = (
     """
     CREATE TABLE jobs (
@@ -55,8 +58,21 @@ MIGRATIONS: tuple[str, ...] = (
     """,
     "ALTER TABLE jobs ADD COLUMN resubmits INTEGER NOT NULL DEFAULT 0;",
     "ALTER TABLE jobs ADD COLUMN unwanted INTEGER NOT NULL DEFAULT 0;",
+    "ALTER TABLE jobs ADD COLUMN seen TEXT;",
 )
 """Applied in order, one transaction each; the number applied is the file's user_version."""
+
+
+ELSEWHERE = "give yourself the right to write there, or set LAUNCH_HOME to another folder"
+DAMAGED = "it is damaged: move it away, and launch list --discover rebuilds what the backends still know"
+MENDED_BY = {
+    "SQLITE_BUSY": "another launch holds it: try again when that is done",
+    "SQLITE_FULL": "free space on that disk, then repeat the command",
+    "SQLITE_IOERR": "free space on that disk and look at its health, then repeat the command",
+    "SQLITE_READONLY": ELSEWHERE, "SQLITE_CANTOPEN": ELSEWHERE, "SQLITE_PERM": ELSEWHERE,
+    "SQLITE_CORRUPT": DAMAGED, "SQLITE_NOTADB": DAMAGED,
+}  # fmt: skip
+"""What SQLite calls a trouble (https://www.sqlite.org/rescode.html) -> what to do about it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +102,8 @@ class JobRecord:
     folder: str | None = None
     cursor: str | None = None
     submitter: str | None = None
+    seen: datetime | None = None
+    """When its backend last said how it stands."""
     owner: str | None = None
     url: str | None = None
     billable_s: float | None = None
@@ -117,10 +135,10 @@ class JobRecord:
 _COLUMNS = (
     "id", "name", "backend", "ref", "state", "reason", "created", "started", "ended", "interruptions", "lineage",
     "resumes", "folder", "bundle_sha256", "cursor", "submitter", "owner", "url", "billable_s", "machine",
-    "drained", "released", "resubmits", "unwanted", "spec", "data", "estimate",
+    "drained", "released", "resubmits", "unwanted", "seen", "spec", "data", "estimate",
 )  # fmt: skip
 _JSON = ("spec", "data", "estimate")
-_TIMES = ("created", "started", "ended")
+_TIMES = ("created", "started", "ended", "seen")
 
 
 class Store:
@@ -279,18 +297,22 @@ class Store:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
+                db.execute("COMMIT")
             except BaseException:
-                db.execute("ROLLBACK")
+                if db.in_transaction:  # a full disk has ended it already
+                    db.execute("ROLLBACK")
                 raise
-            db.execute("COMMIT")
         except sqlite3.DatabaseError as exc:
             raise self._broken(exc) from exc
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as exc:
+                raise LaunchError(f"{self._path.parent} can't be made: {exc}", ELSEWHERE) from exc
             # Autocommit: transactions are begun by hand, so that each starts as a writer.
-            db = sqlite3.connect(self._path, timeout=30, isolation_level=None)
+            db = sqlite3.connect(self._path, timeout=WAIT_S, isolation_level=None)
             try:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("PRAGMA synchronous = FULL")
@@ -325,10 +347,9 @@ class Store:
         db.execute("COMMIT")
 
     def _broken(self, exc: sqlite3.DatabaseError) -> LaunchError:
-        return LaunchError(
-            f"the record {self._path} can't be used: {exc}",
-            "if it is damaged, move it away: launch list rebuilds what the backends still know",
-        )
+        name = getattr(exc, "sqlite_errorname", "")
+        hint = next((words for start, words in MENDED_BY.items() if name.startswith(start)), None)
+        return LaunchError(f"the record {self._path} can't be used: {exc}", hint)
 
 
 def _to_row(job: JobRecord) -> list[Any]:

@@ -22,7 +22,7 @@ def command(fix: bool, as_json: bool) -> None:
         console = screen.err()
         client.repair(screen.ProgressLines(console))
     found = client.check_backends()
-    wrong = [(name, p) for name, _, problems in found for p in problems]
+    wrong = [(one.name, p) for one in found for p in one.problems]
     machine = {
         "finelaunch": __version__,
         "python": platform.python_version(),
@@ -34,6 +34,7 @@ def command(fix: bool, as_json: bool) -> None:
         screen.print_json(
             {
                 **machine,
+                "signed_in": {one.name: one.signed_in for one in found if one.signed_in},
                 "problems": [{"backend": n, "what": p.what, "fix": p.fix, "fatal": p.fatal} for n, p in wrong],
             }
         )
