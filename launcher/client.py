@@ -140,8 +140,9 @@ class Client:
         self._discovery.rebuild_if_lost()
         return self._submitting.submit(planned, progress)
 
-    def discover(self, names: Sequence[str] = (), region: str | None = None) -> int:
-        """Record the jobs that the named backends (default: all that are set up) know; how many were new.
+    def discover(self, names: Sequence[str] = (), region: str | None = None) -> tuple[int, dict[str, str]]:
+        """Record the jobs that the named backends (default: all that are set up) know; how many were new, who
+        can't say.
 
         `region`: another than the account's own, of the named backends.
         """
@@ -157,8 +158,16 @@ class Client:
         Whoever's they are.
         """
         before = datetime.now(UTC) - age
-        found = [r for r in self.listed(backend)[0] if r.over and r.ref and not r.released]
-        return [r for r in reversed(found) if (r.ended or r.created) < before]
+        known = [record for record in self.listed(backend)[0] if record.ref]
+        old = [record for record in known if record.over and (record.ended or record.created) < before]
+        # With the first of a lineage go the checkpoints of those that go on from it.
+        needed = {record.lineage for record in known if record not in old}
+        return [record for record in reversed(old) if not record.released and record.id not in needed]
+
+    def sharing(self, record: JobRecord) -> list[JobRecord]:
+        """The jobs whose checkpoints go when this one is released: they go on from it, and may be gone on from."""
+        found = self._store.find(record.id)
+        return [r for r in found if r.lineage == record.id != r.id and r.ref and not r.released]
 
     def known(self, key: str) -> JobRecord:
         """The job with this id, reference or unique beginning of an id, as it was last seen: asks nobody."""

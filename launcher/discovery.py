@@ -9,8 +9,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+from backends import registry
 from backends.base import Backend, JobRef, JobState, ListsMachines, Site
-from backends.registry import BUILTIN
 from launcher.errors import ConfigError, LaunchError
 from launcher.spec import JobSpec
 from launcher.store import JobRecord, Store
@@ -56,21 +56,23 @@ class Discovery:
         if found:
             self._store.add_missing(found)
 
-    def take_in(self, names: Iterable[str] = (), region: str | None = None) -> int:
-        """Record every job that the named backends (default: all that are set up) know; how many were new.
+    def take_in(self, names: Iterable[str] = (), region: str | None = None) -> tuple[int, dict[str, str]]:
+        """Record every job that the named backends (default: all that are set up) know.
 
-        `region`: another than the account's own. Raises what a named backend raises, ConfigError for one that has
-        no regions; of all, one that can't be asked is left out.
+        How many were new; backend -> why it can't be asked. `region`: another than the account's own. Raises what
+        a named backend raises, ConfigError for one that has no regions.
         """
         asked = self._with_region(names, region)
         found: list[JobRecord] = []
-        for name in asked or BUILTIN:
-            if asked:
-                found += self._known_to(name, region)
-                continue
-            with contextlib.suppress(LaunchError):
-                if self.is_set_up(name):
-                    found += self._known_to(name)
+        silent: dict[str, str] = {}
+        for name in asked or registry.names():
+            try:
+                if asked or self.is_set_up(name):
+                    found += self._known_to(name, region)
+            except LaunchError as exc:
+                if asked:
+                    raise
+                silent[name] = exc.message
         new = [record for record in found if self._store.get(record.id) is None]
         if new:
             self._store.add_missing(new)
@@ -79,7 +81,7 @@ class Discovery:
             for record in found
             if self._is_lost(record.id) and self._store.adopt(record.id, str(record.ref))
         ]
-        return len(new) + len(adopted)
+        return len(new) + len(adopted), silent
 
     def orphans(self, names: Iterable[str] = (), region: str | None = None) -> tuple[list[Orphan], dict[str, str]]:
         """Jobs and machines that are alive and that no record owns; backend -> why it can't be asked.
@@ -89,7 +91,7 @@ class Discovery:
         found: list[Orphan] = []
         silent: dict[str, str] = {}
         asked = self._with_region(names, region)
-        for name in asked or BUILTIN:
+        for name in asked or registry.names():
             try:
                 if asked or self.is_set_up(name):
                     found += self._alive_at(name, region)

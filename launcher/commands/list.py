@@ -32,8 +32,10 @@ def command(everything: bool, discover: bool, backend: str | None, region: str |
         raise ConfigError("--region says where --discover looks", f"launch list --discover --region {region} ...")
     client = options.make_client()
     if discover:
-        found = client.discover([backend] if backend else [], region)
+        found, unasked = client.discover([backend] if backend else [], region)
         screen.err().print(f"{found} jobs that were not known here", style="dim")
+        for name, why in unasked.items():
+            screen.err().print(f"{name} can't be asked for jobs: {why}", style="yellow", markup=False)
     records, silent = client.listed(backend)
     for name, why in silent.items():
         line = f"{name} can't be asked now, its jobs are shown as they were last seen: {why}"

@@ -46,6 +46,8 @@ def command(
     else:
         found = _of_mine(client.unneeded(_age(older_than), backend), all_owners)
     what = f"what {asking.named(found)} left stored"
+    if sharing := [one for record in found for one in client.sharing(record) if one not in found]:
+        what += f", and the checkpoints from which {asking.named(sharing)} can be resumed"
     asking.refuse_unasked(f"release removes {what}", yes or not found)
     asking.ask(f"Remove {what}?", yes or not found)
     for record in found:

@@ -53,11 +53,15 @@ class Rented(LocalBackend):
     def status(self, ref: JobRef) -> JobStatus:
         with (self._account / "asked").open("a") as file:
             file.write(f"{ref.id}\n")
-        if (self._account / "down").exists():
-            raise UnreachableError("no answer from rented", "later")
+        self._answer()
         return super().status(ref)
 
+    def _answer(self) -> None:
+        if (self._account / "down").exists():
+            raise UnreachableError("no answer from rented", "later")
+
     def discover(self, site: Site, region: str | None = None) -> Iterable[JobRef]:
+        self._answer()
         for ref in super().discover(site):
             place = self.recorded(ref)["job"]["resources"]["region"] or HOME
             if place == (region or HOME):

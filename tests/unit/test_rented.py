@@ -240,6 +240,22 @@ def test_an_age_releases_only_what_the_user_has_sent(account: Path, bens: str) -
     assert not (account / "jobs" / bens).exists()
 
 
+def test_the_checkpoints_of_a_job_that_can_be_resumed_are_not_removed_for_the_age_of_its_first(ended: str) -> None:
+    assert launch("resume", ended, "--yes").exit_code != 0  # without torch it fails, too
+    older(ended)
+    assert launch("release", "--older-than", "1d", "--yes").stdout == "nothing to remove\n"
+    assert f"the checkpoints from which {ended}-r2 can be resumed" in why(launch("release", ended))
+    older(f"{ended}-r2")
+    assert launch("release", "--older-than", "1d", "--yes").stdout.count("released") == 2
+
+
+def test_who_is_away_is_not_taken_for_somebody_without_jobs(ended: str, home: Path, account: Path) -> None:
+    (account / "down").touch()
+    done = launch("list", "--discover")
+    assert "rented can't be asked for jobs: no answer from rented" in done.stderr
+    assert launch("list", "--discover", "--backend", "rented").exit_code != 0
+
+
 def test_what_others_have_sent_is_named_before_it_is_touched(account: Path, bens: str) -> None:
     assert f"{bens} (ben's)" in why(launch("release", bens))
     assert f"{bens} is ben's job" in why(launch("cancel", bens))
