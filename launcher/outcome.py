@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from launcher import screen
 from launcher.client import Client
 from launcher.errors import JobFailedError, LaunchError
 from launcher.events import Event
+from launcher.figures import confusion_table, figures_table
 from launcher.live import follow
 from launcher.observing import Heard, Resubmitted, Spending, Trouble
 from launcher.store import JobRecord
@@ -107,15 +108,16 @@ def describe(record: JobRecord) -> dict[str, Any]:
     }
 
 
-def print_result(record: JobRecord) -> None:
-    """Figures before and after, time, where the artifact is, what to type next."""
+def print_result(record: JobRecord, more: Sequence[tuple[str, str]] = ()) -> None:
+    """State, `more` facts, time, figures before and after, where the artifact is, what to type next."""
     console = screen.out()
     actual = record.actual
-    console.print(screen.facts([("job", record.id), ("state", screen.state(record.state)), *_took(record)]))
-    figures = screen.figures_table(record.evaluation)
-    if figures is not None:
-        console.print(figures)
-    matrix = screen.confusion_table(record.evaluation.get("tuned") or {})
+    state = ("state", screen.state(record.state))
+    console.print(screen.facts([("job", record.id), state, *more, *_took(record)]))
+    judged = figures_table(record.evaluation)
+    if judged is not None:
+        console.print(judged)
+    matrix = confusion_table(record.evaluation.get("tuned") or {})
     if matrix is not None:
         console.print(matrix)
     if not record.artifacts:

@@ -19,6 +19,8 @@ class Readiness:
     name: str
     summary: str
     problems: tuple[Problem, ...]
+    set_up: bool
+    """Has it every fact that it must be told?"""
     asked: bool
     signed_in: str | None = None
     """As whom it speaks to its vendor, in words; None where nobody was asked or can tell."""
@@ -44,12 +46,13 @@ def readiness(backend: Callable[[str], Backend], ask: Collection[str] | None = N
 def _of(name: str, backend: Callable[[str], Backend], ask: bool) -> Readiness:
     summary = BUILTIN[name].summary if name in BUILTIN else "installed plugin"
     problems: list[Problem] = []
-    asked, who = False, None
+    set_up, asked, who = True, False, None
     try:
         target = backend(name)
         site = load_site(name, target.facts)
         required = [fact.name for fact in target.facts if fact.required]
         unset = [fact for fact in required if not site.get(fact)]
+        set_up = not unset
         if unset:
             problems.append(Problem(what=f"not set up: {', '.join(unset)}", fix=how_to_set(name, unset)))
         # A backend that needs no fact of an account, or lacks one, looks at nothing but this machine.
@@ -60,7 +63,9 @@ def _of(name: str, backend: Callable[[str], Backend], ask: bool) -> Readiness:
     except LaunchError as exc:
         fatal = isinstance(exc, BackendNotInstalledError | CredentialsError)
         problems.append(Problem(what=exc.message, fix=exc.hint or "launch doctor --debug", fatal=fatal))
-    return Readiness(name=name, summary=summary, problems=tuple(problems), asked=asked, signed_in=who)
+    return Readiness(
+        name=name, summary=summary, problems=tuple(problems), set_up=set_up, asked=asked, signed_in=who
+    )
 
 
 def _who(target: Backend, site: Site, problems: list[Problem]) -> str | None:

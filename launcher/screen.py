@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from backends.base import BundleFile, Fact, Moved, Plan
+from launcher.figures import FIGURE_NAMES
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -29,13 +30,11 @@ STATE_STYLE = {
 }  # fmt: skip
 WIDE = 100
 """Columns from which a listing shows everything."""
+LONGEST_MODEL = 24
+LEAST_RESULT = 14
+"""Columns of a listing: of a model's name, and of what came of a job, however long the names are."""
 TOLD_EVERY_S = 10.0
 FEW_FILES = 3
-FIGURES = ("accuracy", "macro_f1", "exact_match", "field_f1", "rouge_l")
-FIGURE_NAMES = {
-    "accuracy": "accuracy", "macro_f1": "macro-F1", "exact_match": "exact match", "field_f1": "field F1",
-    "rouge_l": "ROUGE-L",
-}  # fmt: skip
 
 
 def out() -> Console:
@@ -259,73 +258,28 @@ def jobs_table(records: Sequence[JobRecord], width: int, silent: Collection[str]
     A state that may have changed, since its backend is `silent`, stands there with its age.
     """
     wide, several = width >= WIDE, len({record.owner for record in records}) > 1
+    states = [_state_seen(record, silent) for record in records]
+    owners = [record.owner or "unknown" for record in records] if several else []
+    columns: dict[str, Sequence[str | Text]] = {
+        "JOB": [record.id for record in records],
+        "STATE": states,
+        "BACKEND": [record.backend for record in records],
+        **({"MODEL": [_cut(record.spec["model"]["id"], LONGEST_MODEL) for record in records]} if wide else {}),
+        **({"OWNER": owners} if several else {}),
+        "CREATED": [ago(record.created) for record in records],
+    }
+    taken = sum(max(len(cell) for cell in (name, *cells)) + 2 for name, cells in columns.items())
+    columns["RESULT"] = [_headline(record, max(width - taken, LEAST_RESULT)) for record in records]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("JOB", overflow="fold")
-    table.add_column("STATE", no_wrap=True)
-    table.add_column("BACKEND", no_wrap=True)
-    if wide:
-        table.add_column("MODEL", overflow="ellipsis", no_wrap=True)
-    if several:
-        table.add_column("OWNER", no_wrap=True)
-    table.add_column("RESULT", no_wrap=True)
-    table.add_column("CREATED", no_wrap=True)
-    for record in records:
-        model = [record.spec["model"]["id"]] if wide else []
-        owner = [record.owner or "unknown"] if several else []
-        table.add_row(
-            record.id,
-            _state_seen(record, silent),
-            record.backend,
-            *model,
-            *owner,
-            _headline(record),
-            ago(record.created),
-        )
+    for name in columns:
+        table.add_column(name, no_wrap=name != "JOB", overflow="fold")
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     return table
 
 
-def figures_table(evaluation: Mapping[str, Any]) -> Table | None:
-    """Baseline against tuned, one line a figure; None when nothing was judged."""
-    before, after = evaluation.get("baseline") or {}, evaluation.get("tuned") or {}
-    if not (before or after):
-        return None
-    rows = (after or before)["rows"]
-    table = Table(title=f"on {rows} held-out rows", title_justify="left", title_style="dim", header_style="bold")
-    table.add_column("")
-    for name in ("baseline", "tuned", "change"):
-        table.add_column(name, justify="right")
-    for group, label in ((None, ""), ("generation", ", answering freely")):
-        b = before if group is None else before.get(group) or {}
-        a = after if group is None else after.get(group) or {}
-        named = label or (", choosing a label" if "generation" in (after or before) else "")
-        for figure in FIGURES:
-            if figure in b or figure in a:
-                table.add_row(f"{FIGURE_NAMES[figure]}{named}", *_change(b.get(figure), a.get(figure)))
-    for figure, value in (after.get("scorer") or before.get("scorer") or {}).items():
-        table.add_row(f"scorer: {figure}", *_change((before.get("scorer") or {}).get(figure), value))
-    general = [(side.get("general") or {}).get("log_prob") for side in (before, after)]
-    if general != [None, None]:
-        table.add_row("general questions, log-prob a token", *_change(*general))
-    return table
-
-
-def confusion_table(metrics: Mapping[str, Any]) -> Table | None:
-    """The confusion matrix of one evaluation: a row an expected label, a column an answer."""
-    matrix = metrics.get("confusion_matrix")
-    if not matrix or len(matrix["labels"]) > 12:
-        return None
-    table = Table(title="expected (rows) and answered (columns), tuned", title_justify="left", title_style="dim")
-    table.add_column("")
-    for column in matrix["columns"]:
-        table.add_column(column, justify="right")
-    table.add_column("F1", justify="right", style="dim")
-    for label, row in zip(matrix["labels"], matrix["rows"], strict=True):
-        cells = [
-            Text(str(n), style="green bold" if c == label else ("red" if n else "dim"))
-            for c, n in zip(matrix["columns"], row, strict=True)
-        ]
-        table.add_row(label, *cells, f"{metrics['per_class'][label]['f1']:.2f}")
-    return table
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def files_table(files: Sequence[Mapping[str, Any]]) -> Table:
@@ -387,21 +341,13 @@ def _some_labels(labels: Mapping[str, int]) -> str:
     return ", ".join(shown) + (f", and {len(labels) - 6} more" if len(labels) > 6 else "")
 
 
-def _headline(record: JobRecord) -> str:
-    """'macro-F1 0.12 -> 0.71' from the first figure that there is."""
+def _headline(record: JobRecord, most: int) -> Text:
+    """'macro-F1 0.12 -> 0.71' or 'macro-F1 0.71' from the first figure that there is; why a job failed."""
     before, after = record.evaluation.get("baseline") or {}, record.evaluation.get("tuned") or {}
     for figure in ("macro_f1", "field_f1", "rouge_l"):
         if figure in after:
             first = f"{before[figure]:.2f} -> " if figure in before else ""
-            return f"{FIGURE_NAMES[figure]} {first}{after[figure]:.2f}"
-    return ""
-
-
-def _change(before: float | None, after: float | None) -> tuple[str, str, Text]:
-    def cell(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3f}"
-
-    if before is None or after is None:
-        return cell(before), cell(after), Text("-")
-    delta = after - before
-    return cell(before), cell(after), Text(f"{delta:+.3f}", style="green" if delta > 0 else "red")
+            both = f"{FIGURE_NAMES[figure]} {first}{after[figure]:.2f}"
+            return Text(both if len(both) <= most else f"{FIGURE_NAMES[figure]} {after[figure]:.2f}")
+    why = record.reason if record.state == "FAILED" and record.reason else ""
+    return Text(_cut(" ".join(why.split()), most), style="dim")

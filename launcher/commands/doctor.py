@@ -11,7 +11,10 @@ from launcher.commands import options
 @click.option("--fix", is_flag=True, help="Build what is missing: the training environment, SkyPilot's.")
 @options.as_json
 def command(fix: bool, as_json: bool) -> None:
-    """Check this machine and every backend; each problem with its fix. Exit code 1 when something is wrong."""
+    """Check this machine and every backend; each problem with its fix.
+
+    Exit code 1 when this machine, or a backend that is set up, can't run jobs.
+    """
     import platform
 
     from launcher import __version__, screen
@@ -42,5 +45,5 @@ def command(fix: bool, as_json: bool) -> None:
         console = screen.out()
         console.print(screen.facts(machine.items()))
         console.print(screen.backends_table(found))
-    if any(p.fatal for _, p in wrong):
+    if any(one.set_up and not one.ready for one in found):
         raise click.exceptions.Exit(1)

@@ -136,7 +136,9 @@ def test_backends_asks_only_what_it_is_told_to(account: Path, monkeypatch: pytes
     (told,) = json.loads(launch("backends", "rented", "--json").stdout)
     assert (told["ready"], told["asked"], told["signed_in"]) == (True, True, "anna in a-1 (RENTED_KEY)")
     assert "signed in as anna in a-1" in launch("backends", "rented").stdout
-    assert json.loads(launch("doctor", "--json").stdout)["signed_in"] == {"rented": "anna in a-1 (RENTED_KEY)"}
+    doctor = launch("doctor", "--json")
+    assert json.loads(doctor.stdout)["signed_in"] == {"rented": "anna in a-1 (RENTED_KEY)"}
+    assert doctor.exit_code == 0
 
     def asked(self: Rented, site: Site, plan: Any = None) -> list[Problem]:
         raise AssertionError("launch backends stays on this machine")
@@ -155,6 +157,7 @@ def test_backends_asks_only_what_it_is_told_to(account: Path, monkeypatch: pytes
 
 def test_a_vendor_that_knows_nobody_is_told_once(account: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RENTED_KEY")
+    assert launch("doctor").exit_code == 1  # though what is not set up keeps nobody from work
     (told,) = json.loads(launch("backends", "rented", "--json").stdout)
     assert (told["ready"], told["signed_in"]) == (False, None)
     assert [problem["what"] for problem in told["problems"]] == ["nobody is signed in"]
