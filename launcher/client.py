@@ -54,7 +54,7 @@ from launcher.planning import (
 from launcher.readiness import Readiness, readiness
 from launcher.rehearsal import Rehearsed, rehearse
 from launcher.resuming import Resuming, most_resubmits
-from launcher.site import load_site
+from launcher.site import load_site, sent_by_another
 from launcher.spec import JobSpec
 from launcher.store import JobRecord, Store
 from launcher.submitting import Submitting
@@ -233,13 +233,13 @@ class Client:
         while True:
             watched = not record.over
             status = yield from self._observer.follow(record, from_start)
-            wanted = JobSpec.model_validate(record.spec)
-            if not (status.preempted and wanted.resources.spot):
+            # One that somebody else has sent is theirs to go on with, and to pay for.
+            if not (status.preempted and record.wants_spot) or sent_by_another(record.owner):
                 return
             after = yield from self._resuming.in_place_of(self._again(record.id), watched)
             if after is None:
                 return
-            yield Resubmitted(after.id, record.id, after.resubmits, most_resubmits(wanted))
+            yield Resubmitted(after.id, record.id, after.resubmits, most_resubmits(record.job()))
             record, from_start = after, True
 
     def latest(self, job_id: str) -> JobRecord:
@@ -252,9 +252,10 @@ class Client:
 
     def needs_follower(self, record: JobRecord) -> bool:
         """True of a job that is submitted anew when it loses its machine, but only by somebody who follows it."""
-        wanted = JobSpec.model_validate(record.spec).resources
         able = self._backend(record.backend).capabilities.resubmits
-        return able and wanted.spot and wanted.resubmits != 0
+        if not (able and record.wants_spot) or sent_by_another(record.owner):
+            return False
+        return record.job().resources.resubmits != 0
 
     def events(self, job_id: str, *names: str) -> list[Event]:
         """The recorded events, oldest first; with `names`: those alone."""

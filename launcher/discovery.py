@@ -157,14 +157,16 @@ class Discovery:
             raise ConfigError(f"backend {name} is not set up", f"launch setup {name}")
         for ref in target.discover(self._site(name), region):
             # A job whose own record is damaged is left out.
-            with contextlib.suppress(LaunchError, KeyError, TypeError, ValueError):
+            with contextlib.suppress(LaunchError, LookupError, TypeError, ValueError):
                 yield _from_backend(ref, target.recorded(ref))
 
 
 def _from_backend(ref: JobRef, recorded: Mapping[str, Any]) -> JobRecord:
+    spec = recorded["job"]
+    spec["model"]["id"], spec["task"], spec["train"]["dry_run_steps"]  # what every list and page shows
     return JobRecord(
         id=ref.id,
-        name=recorded["job"]["name"],
+        name=spec["name"],
         backend=ref.backend,
         ref=str(ref),
         state=JobState.UNKNOWN,
@@ -172,7 +174,7 @@ def _from_backend(ref: JobRef, recorded: Mapping[str, Any]) -> JobRecord:
         lineage=recorded["lineage"],
         resumes=recorded["lineage"] if recorded["lineage"] != ref.id else None,
         bundle_sha256=recorded["bundle_sha256"],
-        spec=recorded["job"],
+        spec=spec,
         owner=recorded.get("owner"),
         estimate={"hourly": recorded.get("hourly")},
     )

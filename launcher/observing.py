@@ -215,9 +215,10 @@ def spent(record: JobRecord, status: JobStatus | None, now: datetime | None = No
 def _poll_s(usual: float) -> float:
     """LAUNCH_POLL_S, or the backend's own pace."""
     try:
-        return float(os.environ["LAUNCH_POLL_S"])
+        chosen = float(os.environ["LAUNCH_POLL_S"])
     except (KeyError, ValueError):
         return usual
+    return chosen if 0 < chosen <= GIVE_UP_S else usual
 
 
 def _local_path(url: str | None) -> str | None:

@@ -280,7 +280,7 @@ def refuse_misfit(old: JobRecord, job: JobSpec, backend: str) -> tuple[str, ...]
             f"--from-checkpoint: {old.id} ran on {old.backend}, and its checkpoints are there",
             f"--backend {old.backend}",
         )
-    specs = (JobSpec.model_validate(old.spec), job)
+    specs = (old.job(), job)
     theirs, ours = (train_part(spec.model_dump(mode="json")).fingerprint_parts() for spec in specs)
     changed = changes(theirs, ours)
     if wrong := misfits(changed):

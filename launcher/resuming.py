@@ -46,7 +46,7 @@ class Resuming:
         first = old
         while first.resubmits and (before := self._store.get(first.resumes or "")):
             first = before
-        return self._going_on(old, JobSpec.model_validate(first.spec), 0)
+        return self._going_on(old, first.job(), 0)
 
     def successor(self, old: JobRecord) -> str:
         """The id of the job that goes on from `old`. Raises ConfigError when another does already."""
@@ -159,7 +159,7 @@ def what_is_left(lost: JobRecord) -> JobSpec:
 
     Raises CapacityError or OverBudgetError when that is nothing.
     """
-    job = JobSpec.model_validate(lost.spec)
+    job = lost.job()
     if lost.resubmits >= most_resubmits(job):
         raise CapacityError(f"that was done {lost.resubmits} times, and resources.resubmits allows no more")
     ended = lost.ended or datetime.now(UTC)  # not said: what it has run can't be more

@@ -46,6 +46,11 @@ def current_user() -> str | None:
         return None
 
 
+def sent_by_another(owner: str | None) -> bool:
+    """Is this known to be the owner of somebody else's job?"""
+    return owner not in (None, current_user())
+
+
 def how_to_set(backend: str, facts: Iterable[str]) -> str:
     """What to type to tell `facts`."""
     return " ".join([f"launch setup {backend}", *(f"--{fact.replace('_', '-')} ..." for fact in facts)])

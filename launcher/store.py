@@ -16,9 +16,12 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from backends.base import JobState
 from launcher.errors import ConfigError, LaunchError
 from launcher.events import Event
+from launcher.spec import JobSpec
 
 SUBMITTING = "SUBMITTING"
 """The state of a job whose token is stored and whose backend has not answered yet."""
@@ -125,6 +128,24 @@ class JobRecord:
     def never_started(self) -> bool:
         """True of a job that is over as far as is known since its backend has not shown it yet."""
         return self.over and self.ref is None
+
+    def job(self) -> JobSpec:
+        """What was asked for. Raises ConfigError where another version of finelaunch wrote it in its own way."""
+        try:
+            return JobSpec.model_validate(self.spec)
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(
+                f"{self.id} was sent by another version of finelaunch, which this one does not understand "
+                f"({where}: {first['msg']})",
+                "upgrade finelaunch; launch cancel, logs and fetch work all the same",
+            ) from exc
+
+    @property
+    def wants_spot(self) -> bool:
+        """Was spot capacity asked for?"""
+        return bool((self.spec.get("resources") or {}).get("spot"))
 
     @property
     def cut_short(self) -> bool:

@@ -13,7 +13,6 @@ from launcher.discovery import Discovery
 from launcher.errors import JobNotFoundError, LaunchError, UnreachableError
 from launcher.planning import Planned, estimate_json
 from launcher.site import load_site
-from launcher.spec import JobSpec
 from launcher.store import SUBMITTING, JobRecord, Store
 
 
@@ -66,7 +65,7 @@ class Submitting:
         """
         if not record.over and record.submitter and _process_lives(record.submitter):
             return record
-        job = JobSpec.model_validate(record.spec)
+        job = record.job()
         site = load_site(record.backend, self._backend(record.backend).facts, job)
         if not self._discovery.adopt(job, record.backend, site, record.id):
             self._bury(record.id, record.backend, "the launcher was stopped before the job was started")

@@ -28,9 +28,9 @@ def ask(question: str, yes: bool) -> None:
 
 def anothers(record: JobRecord) -> str | None:
     """Who sent the job, where that was not this user."""
-    from launcher.site import current_user
+    from launcher.site import sent_by_another
 
-    return None if record.owner in (None, current_user()) else record.owner
+    return record.owner if sent_by_another(record.owner) else None
 
 
 def named(records: list[JobRecord]) -> str:

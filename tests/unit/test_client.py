@@ -307,14 +307,16 @@ def test_a_job_that_is_cancelled_while_it_is_submitted_anew_is_cancelled_then(
     assert put_in_place_of(client, client.get(after.id), watched=True) is None
 
 
-@pytest.mark.parametrize("spot", [True, False])
-def test_only_a_spot_job_is_submitted_anew(
-    spot: bool, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("spot", "owner"), [(True, "anna"), (False, "anna"), (True, "ben")])
+def test_only_a_spot_job_of_ones_own_is_submitted_anew(
+    spot: bool, owner: str, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Another is asked to pay for their own; and that they have cancelled a job stands in their record."""
+    monkeypatch.setenv("LAUNCH_OWNER", "anna")
     status, lost = LocalBackend.status, ended(client, tmp_path)
     resources = {**lost.spec["resources"], "spot": spot}
     first = dataclasses.replace(lost, id=f"{lost.id}x", spec={**lost.spec, "resources": resources})
-    client._store.add(dataclasses.replace(first, lineage=first.id, state=JobState.RUNNING))
+    client._store.add(dataclasses.replace(first, lineage=first.id, state=JobState.RUNNING, owner=owner))
 
     def preempted(self: LocalBackend, ref: JobRef) -> JobStatus:
         return dataclasses.replace(status(self, ref), preempted=True)
@@ -328,4 +330,4 @@ def test_only_a_spot_job_is_submitted_anew(
     monkeypatch.setattr(LocalBackend, "status", preempted)
     monkeypatch.setattr(client._resuming, "in_place_of", in_place_of)
     list(client.follow(first.id))
-    assert asked == ([first.id] if spot else [])
+    assert asked == ([first.id] if spot and owner == "anna" else [])

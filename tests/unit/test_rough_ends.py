@@ -161,6 +161,20 @@ def test_a_job_that_runs_is_known_when_the_clock_has_been_set(client: Client, tm
     assert process.running(note) is None
 
 
+def test_a_job_that_another_version_has_sent_can_be_followed_and_cancelled(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A colleague's, whose job file has fields that this version does not know."""
+    monkeypatch.setenv("LAUNCH_POLL_S", "-1")  # no pace: the backend's own is taken
+    _, ref, plan = sleeping(client, tmp_path)
+    spec = {**plan.plan.job.model_dump(mode="json"), "next_year": True}
+    client._store.add(record(ref.id, ref=str(ref), spec=spec))
+    assert client.cancel(ref.id).unwanted
+    assert list(client.follow(ref.id))[-1].state == JobState.CANCELLED  # type: ignore[union-attr]
+    with pytest.raises(LaunchError, match=r"another version .*next_year"):
+        client.plan_resume(ref.id)
+
+
 class Ahead:
     """Its clock is an hour ahead of this machine's, and its log has no last event."""
 
