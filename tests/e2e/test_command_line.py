@@ -163,6 +163,21 @@ def test_the_schema_is_json_and_knows_the_fields(typed):
     assert {"name", "model", "data", "tuning", "train", "resources"} <= schema["properties"].keys()
 
 
+def test_the_page_of_json_has_every_name_that_is_printed(typed):
+    page = (Path(__file__).parents[2] / "docs/json.md").read_text(encoding="utf-8")
+    typed("init")
+    documents = [json.loads(typed(*verb, "--json").stdout) for verb in (
+        ("plan",), ("backends",), ("doctor",), ("setup", "vertex", "--list"), ("orphans",), ("list",)
+    )]  # fmt: skip
+    found = {name for document in documents for one in _dicts(document) for name in one}
+    assert {"signed_in", "required", "unset"} <= found
+    assert [name for name in found if not re.search(rf"\b{name}\b", page)] == []
+
+
+def _dicts(document):
+    return [document] if isinstance(document, dict) else document
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_scripts_name_the_program(typed, shell):
     done = typed("completion", shell)

@@ -272,6 +272,9 @@ def test_what_others_have_sent_is_named_before_it_is_touched(account: Path, bens
 
 def test_what_was_fetched_is_told_to_scripts(ended: str) -> None:
     said = json.loads(launch("fetch", ended, "--to", "copy", "--json").stdout)
+    page = (ROOT / "docs/json.md").read_text()
+    shown = [said, *(json.loads(launch(verb, ended, "--json").stdout) for verb in ("show", "status"))]
+    assert [name for one in shown for name in one if not re.search(rf"\b{name}\b", page)] == []
     sizes = [path.stat().st_size for path in Path("copy").rglob("*") if path.is_file()]
     assert sizes and said == {"id": ended, "folder": "copy", "files": len(sizes), "bytes": sum(sizes)}
 
