@@ -11,7 +11,7 @@ from typing import Any
 
 from backends import registry
 from backends.base import Backend, JobRef, JobState, ListsMachines, Site
-from launcher.errors import ConfigError, LaunchError
+from launcher.errors import ConfigError, JobNotFoundError, LaunchError
 from launcher.spec import JobSpec
 from launcher.store import JobRecord, Store
 
@@ -121,7 +121,10 @@ class Discovery:
         for ref in target.discover(site, region):
             if self._store.get(ref.id) is not None and not self._is_lost(ref.id):
                 continue
-            status = target.status(ref)
+            try:
+                status = target.status(ref)
+            except JobNotFoundError:  # gone since it was listed
+                continue
             if status.state.terminal:
                 continue
             told.add(ref.id)

@@ -79,6 +79,6 @@ def _agreed(client: Client, planned: Planned, yes: bool, as_json: bool) -> str |
     with contextlib.suppress(LaunchError):  # the backend's own check says it with its fix
         who = client.signed_in(planned.plan.site)
     if who and not as_json:
-        screen.err().print(screen.facts([("signed in", f"as {who}")]))
+        screen.err().print(f"signed in as {who}", markup=False, soft_wrap=True)
     asking.ask(f"Cost: {price}. Start?", yes or free)
     return who
