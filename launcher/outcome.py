@@ -141,7 +141,7 @@ def _took(record: JobRecord) -> list[tuple[str, str]]:
     rows = []
     if actual.get("seconds") is not None:
         rows.append(("time", screen.span(actual["seconds"])))
-    if actual.get("train_s"):
+    if actual.get("train_s") and actual.get("steps"):
         speed = f", {actual['tokens_per_s']:.0f} tokens/s" if actual.get("tokens_per_s") else ""
         per_step = actual["train_s"] / actual["steps"]
         rows.append(

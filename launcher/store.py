@@ -280,9 +280,11 @@ class Store:
         """What listings show of an event: each evaluation and the final figures."""
         if event.name == "eval":
             which, metrics = str(event.fields.get("which")), event.fields.get("metrics")
+            if not isinstance(metrics, dict):  # a line that only looks like our event
+                return
         elif event.name == "done":
             which, metrics = "done", {k: v for k, v in event.fields.items() if k != "files"}
-            self._put_artifacts(db, job_id, event.fields.get("files") or ())
+            self._put_artifacts(db, job_id, event.fields.get("files"))
         else:
             return
         db.execute("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?)", (job_id, which, json.dumps(metrics)))
@@ -292,16 +294,14 @@ class Store:
         sql = f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({marks}) ON CONFLICT (id) DO NOTHING"
         return db.execute(sql, _to_row(job)).rowcount == 1
 
-    def _put_artifacts(self, db: sqlite3.Connection, job_id: str, files: Iterable[Mapping[str, Any]]) -> None:
+    def _put_artifacts(self, db: sqlite3.Connection, job_id: str, files: Any) -> None:
+        """A line that only looks like our event must not make the job unreadable."""
+        named = [f for f in files if isinstance(f, dict)] if isinstance(files, list) else []
+        rows = [(f.get("path"), f.get("size"), f.get("sha256")) for f in named]
         db.execute("DELETE FROM artifacts WHERE job = ?", (job_id,))
         db.executemany(
             "INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?, ?)",
-            # A line that only looks like our event must not make the job unreadable.
-            [
-                (job_id, f["path"], f["size"], f["sha256"])
-                for f in files
-                if isinstance(f, dict) and {"path", "size", "sha256"} <= f.keys()
-            ],
+            [(job_id, *row) for row in rows if [type(value) for value in row] == [str, int, str]],
         )
 
     def _read(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:

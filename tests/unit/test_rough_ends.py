@@ -21,6 +21,7 @@ from launcher import store as store_module
 from launcher.cli import cli
 from launcher.client import Client
 from launcher.errors import LaunchError, UnreachableError
+from launcher.events import Event
 from launcher.store import MIGRATIONS, JobRecord, Store
 from tests.conftest import Launch
 from tests.unit.local_jobs import folder_of, planned, sleeping
@@ -173,6 +174,24 @@ def test_a_job_that_another_version_has_sent_can_be_followed_and_cancelled(
     assert list(client.follow(ref.id))[-1].state == JobState.CANCELLED  # type: ignore[union-attr]
     with pytest.raises(LaunchError, match=r"another version .*next_year"):
         client.plan_resume(ref.id)
+
+
+def test_events_of_another_version_disturb_nobody(store: Store) -> None:
+    from rich.console import Console
+
+    from launcher.figures import figures_table
+    from launcher.live import as_words, follow
+
+    now = datetime.now(UTC)
+    names = ("phase", "step", "data", "eval", "eval_loss", "checkpoint", "micro_batch", "stopped", "done", "new")
+    events = [Event("r", seq, now, name, {"metrics": 5, "files": 7}) for seq, name in enumerate(names)]
+    events.append(Event("r", 99, now, "done", {"files": [{"path": 1, "size": "x", "sha256": None}, 3]}))
+    store.add(record())
+    store.add_events("a-1", events, None)
+    found = store.get("a-1")
+    assert found is not None and figures_table(found.evaluation) is None
+    follow(events, "a-1", Console(quiet=True))
+    assert as_words(events[1]) == "step"
 
 
 class Ahead:
