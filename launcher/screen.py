@@ -39,12 +39,17 @@ FEW_FILES = 3
 
 def out() -> Console:
     """Results: stdout."""
-    return Console(highlight=False, soft_wrap=False)
+    return _console()
 
 
 def err() -> Console:
     """Progress and remarks: stderr, so that stdout can be piped."""
-    return Console(stderr=True, highlight=False)
+    return _console(stderr=True)
+
+
+def _console(stderr: bool = False) -> Console:
+    """Texts stand as they are: brackets and colons in a reason or a path are no markup and no emoji."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
 class ProgressLines:

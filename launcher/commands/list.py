@@ -35,11 +35,11 @@ def command(everything: bool, discover: bool, backend: str | None, region: str |
         found, unasked = client.discover([backend] if backend else [], region)
         screen.err().print(f"{found} jobs that were not known here", style="dim")
         for name, why in unasked.items():
-            screen.err().print(f"{name} can't be asked for jobs: {why}", style="yellow", markup=False)
+            screen.err().print(f"{name} can't be asked for jobs: {why}", style="yellow")
     records, silent = client.listed(backend)
     for name, why in silent.items():
         line = f"{name} can't be asked now, its jobs are shown as they were last seen: {why}"
-        screen.err().print(line, style="yellow", markup=False)
+        screen.err().print(line, style="yellow")
     if as_json:
         screen.print_json([describe(record) for record in records])
         return

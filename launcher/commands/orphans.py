@@ -22,7 +22,7 @@ def command(backend: str | None, region: str | None, as_json: bool) -> None:
     found, silent = options.make_client().orphans([backend] if backend else [], region)
     console = screen.err()
     for name, why in silent.items():
-        console.print(f"{name} can't be asked: {why}", style="yellow", markup=False)
+        console.print(f"{name} can't be asked: {why}", style="yellow")
     if as_json:
         screen.print_json(
             [

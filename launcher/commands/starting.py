@@ -62,7 +62,7 @@ def _show(planned: Planned, as_json: bool) -> None:
         if preview := costview.planned(planned, console.width):
             console.print(preview)
     for warning in planned.data.warnings if planned.data else ():
-        console.print(f"note: {warning}", style="yellow", markup=False)
+        console.print(f"note: {warning}", style="yellow")
 
 
 def _agreed(client: Client, planned: Planned, yes: bool, as_json: bool) -> str | None:
@@ -79,6 +79,6 @@ def _agreed(client: Client, planned: Planned, yes: bool, as_json: bool) -> str |
     with contextlib.suppress(LaunchError):  # the backend's own check says it with its fix
         who = client.signed_in(planned.plan.site)
     if who and not as_json:
-        screen.err().print(f"signed in as {who}", markup=False, soft_wrap=True)
+        screen.err().print(f"signed in as {who}", soft_wrap=True)
     asking.ask(f"Cost: {price}. Start?", yes or free)
     return who

@@ -8,10 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from launcher.client import Client
-from launcher.screen import jobs_table, plan_rows
+from launcher.screen import facts, jobs_table, out, plan_rows
 from launcher.store import JobRecord
 from tests.unit.local_jobs import planned
 
@@ -56,3 +57,11 @@ def test_a_plan_says_what_is_sent_the_largest_first(client: Client, tmp_path: Pa
     assert holds[0].startswith("code/ ") and holds[0].endswith(" files)")
     assert any(item.startswith("job.json ") for item in holds)
     assert len(holds) < 8
+
+
+def test_brackets_and_colons_in_a_text_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """A path or a vendor's words may hold what is markup elsewhere."""
+    said = "no [bold] file [/root/x] at :key: s3"
+    out().print(facts([("reason", said)]))
+    out().print(said)
+    assert capsys.readouterr().out.count(said) == 2
