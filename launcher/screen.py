@@ -194,6 +194,9 @@ def plan_rows(planned: Planned) -> list[tuple[str, str | Text]]:
     if planned.resumes:
         changed = f" with {'; '.join(planned.changed)}" if planned.changed else ", unchanged"
         rows.append(("goes on", f"from the newest checkpoint of {planned.resumes.id}{changed}"))
+        if took := planned.resumes.actual.get("seconds"):
+            paid = planned.resumes.actual.get("cost")
+            rows.append(("so far", span(took) if paid is None else f"{span(took)}, ${paid}"))
     if data is None:
         rows.append(("data", f"{job.data.train} (checked where it runs)"))
     else:
