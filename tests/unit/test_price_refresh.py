@@ -333,13 +333,13 @@ def test_the_names_on_the_command_line_are_those_of_the_sources() -> None:
 
 
 def test_the_command_tells_each_source_and_fails_when_one_did(
-    launch: Launch, vendor: Vendor, tmp_path: Path
+    typed: Launch, vendor: Vendor, tmp_path: Path
 ) -> None:
     vendor.plays(SAGEMAKER_PATH, Answer(SAGEMAKER))
     vendor.plays(AZURE_PATH, Answer(status=403))
     env = {"LAUNCH_CACHE_DIR": str(tmp_path / "cache"), "LAUNCH_PRICES_URL": vendor.url}
     args = ("prices", "refresh", "--source", "sagemaker", "--source", "azure", "--region", "us-east-1")
-    done = launch(*args, env=env)
+    done = typed(*args, env=env)
     assert done.returncode == 1
     assert "sagemaker: 2 prices in 1 regions" in done.stdout
     assert "azure: failed:" in done.stdout
@@ -347,10 +347,10 @@ def test_the_command_tells_each_source_and_fails_when_one_did(
     assert "1 of 2 price lists could not be read: azure" in done.stderr
     assert "Traceback" not in done.stderr
 
-    shown = json.loads(launch("prices", "show", "-b", "sagemaker", "--gpu", "H100", "--json", env=env).stdout)
+    shown = json.loads(typed("prices", "show", "-b", "sagemaker", "--gpu", "H100", "--json", env=env).stdout)
     origins = {one["region"]: one["origin"] for one in shown["prices"]}
     assert origins == {"us-east-1": "refreshed", "us-west-2": "bundled"}
-    told = json.loads(launch(*args, "--json", env=env).stdout)
+    told = json.loads(typed(*args, "--json", env=env).stdout)
     assert [(one["source"], one["ok"]) for one in told] == [("sagemaker", True), ("azure", False)]
 
 
