@@ -33,8 +33,10 @@ from launcher.data.check import check_data
 from launcher.discovery import Discovery, Orphan
 from launcher.errors import (
     ConfigError,
+    CredentialsError,
     JobNotFoundError,
     LaunchError,
+    UnreachableError,
     UnsupportedError,
 )
 from launcher.events import Event
@@ -192,6 +194,14 @@ class Client:
                 raise
             return record  # it can be shown without its backend
 
+    def seen(self, key: str | None = None) -> tuple[JobRecord, str | None]:
+        """As `get`; where its backend can't be asked now, the job as it was last seen, and why."""
+        record = self._look_up(key)
+        try:
+            return self.get(record.id), None
+        except (CredentialsError, UnreachableError) as exc:
+            return record, exc.message
+
     def jobs(self) -> list[JobRecord]:
         """Every job, newest first, refreshed; see `listed`."""
         return self.listed()[0]
@@ -253,9 +263,8 @@ class Client:
     def needs_follower(self, record: JobRecord) -> bool:
         """True of a job that is submitted anew when it loses its machine, but only by somebody who follows it."""
         able = self._backend(record.backend).capabilities.resubmits
-        if not (able and record.wants_spot) or sent_by_another(record.owner):
-            return False
-        return record.job().resources.resubmits != 0
+        forbidden = (record.spec.get("resources") or {}).get("resubmits") == 0
+        return able and record.wants_spot and not forbidden and not sent_by_another(record.owner)
 
     def events(self, job_id: str, *names: str) -> list[Event]:
         """The recorded events, oldest first; with `names`: those alone."""

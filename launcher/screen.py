@@ -115,6 +115,12 @@ def ago(moment: datetime, now: datetime | None = None) -> str:
     return f"{seconds}s ago"
 
 
+def tell_unasked(record: JobRecord, why: str) -> None:
+    """Remark that a job is shown as it was last seen."""
+    when = f", as it was seen {ago(record.seen)}" if record.seen else ""
+    err().print(f"{record.backend} can't be asked now{when}: {why}", style="yellow")
+
+
 def span(seconds: float | None) -> str:
     """'42s', '3m 07s', '2h 05m'; '-' when unknown."""
     if seconds is None:

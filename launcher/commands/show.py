@@ -15,7 +15,9 @@ def command(job: str | None, as_json: bool) -> None:
     from launcher import screen
     from launcher.outcome import describe, print_result
 
-    record = options.make_client().get(job)
+    record, why = options.make_client().seen(job)
+    if why:
+        screen.tell_unasked(record, why)
     if as_json:
         screen.print_json(describe(record))
         return

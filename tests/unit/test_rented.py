@@ -293,6 +293,9 @@ def test_a_vendor_that_is_away_is_asked_once_and_its_jobs_are_shown_with_their_a
     assert (account / "asked").read_text().count("\n") == 1
     assert done.stdout.count("RUNNING 1h ago") == 3
     assert "rented can't be asked now" in done.stderr and "no answer from rented" in done.stderr
+    for verb in ("show", "status"):
+        alone = launch(verb, jobs[0])
+        assert "RUNNING" in alone.stdout and "as it was seen 1h ago: no answer from rented" in alone.stderr
     (account / "down").unlink()
     assert "RUNNING" not in launch("list").stdout
     (job, *_) = json.loads(launch("list", "--json").stdout)
