@@ -116,7 +116,7 @@ class Account:
         """Too small ones; those that Google tells nothing of become one note."""
         project, region = self._google.project, self._google.region
         page, unknown = PAGE.format(project=project), []
-        for metric, wanted in quotas.needs(plan.request["customJob"]["jobSpec"]):
+        for metric, wanted, certain in quotas.needs(plan.request["customJob"]["jobSpec"]):
             path = f"v1beta1/projects/{project}/services/{API}/consumerQuotaMetrics/{quote(metric, safe='')}"
             answer = self._look(f"the quota {metric}", "serviceusage", path)
             if answer is UNSEEN:
@@ -128,6 +128,7 @@ class Account:
                 yield Problem(
                     what=f"the quota {metric} is {limit} in {region}, and the job needs {wanted}",
                     fix=f"ask for more: {page} (a quota of Vertex AI's own, beside Compute Engine's)",
+                    fatal=certain,
                     kind="quota",
                 )
         if unknown:

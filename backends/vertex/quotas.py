@@ -23,21 +23,24 @@ GPUS = {
 }  # fmt: skip
 """Accelerator -> its part of the metric's name; the others' is the accelerator's name."""
 CPUS = {"n1": "cpus", "g2": "g2_cpus", "a2": "a2_cpus", "a3": "a3_cpus"}
-"""Family of machines -> the end of its metric's name, on demand. Spot and flex-start jobs of all families count on
-`preemptible_cpus`: one with GPUs enough was refused for 12 vCPUs of an A2 machine."""
+"""Family of machines -> the end of its metric's name, on demand."""
+SEEN_ON_PREEMPTIBLE_CPUS = ("n1", "a2")
+"""Families of which spot jobs, with GPUs enough, were refused for `preemptible_cpus`; others likely are."""
 
 
-def needs(job_spec: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
-    """(metric, how many) of everything that a job with this jobSpec counts on, as far as it is known."""
+def needs(job_spec: Mapping[str, Any]) -> Iterator[tuple[str, int, bool]]:
+    """(metric, how many, is that certain?) of all that a job with this jobSpec counts on, as far as known."""
     cheap = job_spec.get("scheduling", {}).get("strategy") in CHEAP
     pools = job_spec["workerPoolSpecs"]
     machine, nodes = pools[0]["machineSpec"], sum(int(pool["replicaCount"]) for pool in pools)
     kind = machine["machineType"]
+    family = kind.partition("-")[0]
     if "acceleratorType" in machine:
-        yield gpu_metric(machine["acceleratorType"], cheap), int(machine["acceleratorCount"]) * nodes
-    name = "preemptible_cpus" if cheap else CPUS.get(kind.partition("-")[0])
+        yield gpu_metric(machine["acceleratorType"], cheap), int(machine["acceleratorCount"]) * nodes, True
+    name = "preemptible_cpus" if cheap else CPUS.get(family)
     if name and (vcpus := vcpus_of(kind)):
-        yield f"{API}/custom_model_training_{name}", vcpus * nodes
+        certain = not cheap or family in SEEN_ON_PREEMPTIBLE_CPUS
+        yield f"{API}/custom_model_training_{name}", vcpus * nodes, certain
 
 
 def gpu_metric(accelerator: str, cheap: bool) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from backends.base import Plan, Problem, Site
 from backends.vertex import VertexBackend, google
@@ -144,6 +146,13 @@ def test_a_quota_below_what_the_job_needs_is_told_before_google_refuses_the_job(
         backend.submit(wanted)
 
 
+def test_a_quota_that_the_job_counts_on_most_likely_is_a_note(project: Project, backend: VertexBackend) -> None:
+    project.google.set(quotas={f"{PREEMPTIBLE}_cpus": 1})
+    wanted = plan_of(backend, job(resources={"gpu": "L4", "spot": True}), site(project).facts)
+    found = only(backend.check(wanted.site, wanted))
+    assert not found.fatal and f"{PREEMPTIBLE}_cpus is 1" in found.what
+
+
 def test_a_quota_of_which_google_tells_nothing_is_a_note(project: Project, backend: VertexBackend) -> None:
     project.google.set(quotas={A100: None, "custom_model_training_a2_cpus": None})
     wanted = plan_of(backend, job(), site(project).facts)
@@ -276,6 +285,21 @@ def test_who_is_signed_in_and_by_which_credential_is_told_without_a_secret(
     assert f"(GOOGLE_APPLICATION_CREDENTIALS={path})" in said
     assert f"project {project.google.project}" in said
     assert KEY not in said and "\n" not in said
+
+
+def test_the_owner_of_a_key_file_is_told(
+    project: Project, backend: VertexBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    key = rsa.generate_private_key(65537, 2048).private_bytes(*form).decode()
+    robot = {"client_email": "robot@p.iam.gserviceaccount.com", "token_uri": "https://oauth2.googleapis.com/token"}
+    path = credentials_file(tmp_path, "service_account", private_key=key, **robot)
+    monkeypatch.delenv("LAUNCH_VERTEX_ENDPOINT")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(path))
+    assert backend.signed_in(site(project)) == (
+        f"robot@p.iam.gserviceaccount.com: a service account's key (GOOGLE_APPLICATION_CREDENTIALS={path}); "
+        "project demo-project"
+    )
 
 
 def test_a_login_that_does_not_tell_its_name_is_told_with_its_file(
