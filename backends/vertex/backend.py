@@ -233,6 +233,7 @@ def _environment(
     project = site.need("project")
     env = launch_env(
         job, token,
+        gpus=offer.gpus,
         inputs=f"{place}/bundles/{bundle.sha256}",
         outputs=f"{place}/jobs/{token}/output",
         checkpoints=f"{place}/jobs/{lineage}/checkpoints",
