@@ -138,7 +138,7 @@ class Client:
         plan = planned.plan
         target = self._backend(plan.offer.backend)
         self.refuse_unready(plan)
-        refuse_problems(target, plan)
+        refuse_problems(target, plan, progress)
         self._discovery.rebuild_if_lost()
         return self._submitting.submit(planned, progress)
 

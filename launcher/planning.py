@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
-from backends.base import Backend, Bundle, Plan, placeholders
+from backends.base import Backend, Bundle, Plan, Progress, placeholders
 from backends.container import GRACE_HOURS, hard_stop_s
 from cost.estimate import CostEstimate, Estimator, bounded, estimate
 from cost.ledger import training_of
@@ -226,9 +226,16 @@ def check(target: Backend, plan: Plan) -> str | None:
     return None
 
 
-def refuse_problems(target: Backend, plan: Plan) -> None:
-    """Raise what the backend's own check finds fatal, the first with its fix, before anything is sent."""
-    fatal = [problem for problem in target.check(plan.site, plan) if problem.fatal]
+def refuse_problems(target: Backend, plan: Plan, progress: Progress) -> None:
+    """Raise what the backend's own check finds fatal, the first with its fix, before anything is sent.
+
+    `progress` gets the rest: what may be wrong, or could not be seen.
+    """
+    found = target.check(plan.site, plan)
+    for note in found:
+        if not note.fatal:
+            progress(f"note: {note.what}\n  -> {note.fix}")
+    fatal = [problem for problem in found if problem.fatal]
     if fatal:
         first, *others = fatal
         raise PROBLEM_ERRORS[first.kind](
