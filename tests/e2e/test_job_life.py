@@ -1,4 +1,7 @@
-"""A job's whole life on this machine, with everything that can be killed being killed."""
+"""A job's whole life on this machine, with everything that can be killed being killed.
+
+Jobs are started, resumed and judged by `launch`, a process; looking at them is `typed` here.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ def started(launch, home: Path, folder: Path, model: Path, **train) -> str:
     return job
 
 
-def test_a_job_from_file_to_artifact(launch, home, tmp_path, tiny_model):
+def test_a_job_from_file_to_artifact(launch, typed, home, tmp_path, tiny_model):
     folder = tmp_path / "work"
     write_job(folder, tiny_model)
     done = launch("launch.yaml", cwd=folder)
@@ -50,7 +53,7 @@ def test_a_job_from_file_to_artifact(launch, home, tmp_path, tiny_model):
     assert "artifact" in done.stdout
     assert "training" in done.stderr
 
-    job = shown(launch)
+    job = shown(typed)
     assert job["state"] == "SUCCEEDED"
     assert job["backend"] == "local"
     for which in ("baseline", "tuned"):
@@ -61,15 +64,15 @@ def test_a_job_from_file_to_artifact(launch, home, tmp_path, tiny_model):
     assert job["actual"]["steps"] == 6
     assert "artifact/adapter_model.safetensors" in {a["path"] for a in job["artifacts"]}
 
-    assert json.loads(launch("status", "--json").stdout)["state"] == "SUCCEEDED"
-    assert [j["id"] for j in json.loads(launch("list", "--json").stdout)] == [job["id"]]
-    assert steps(launch, job["id"]) == [1, 2, 3, 4, 5, 6]
-    assert launch("logs", "--tail", "1").stdout.count("\n") <= 1
-    assert "general questions" in launch("show").stdout
-    assert "step 6/6" in launch("logs", job["id"][:8]).stdout
-    assert launch("watch", job["id"]).returncode == 0
+    assert json.loads(typed("status", "--json").stdout)["state"] == "SUCCEEDED"
+    assert [j["id"] for j in json.loads(typed("list", "--json").stdout)] == [job["id"]]
+    assert steps(typed, job["id"]) == [1, 2, 3, 4, 5, 6]
+    assert typed("logs", "--tail", "1").stdout.count("\n") <= 1
+    assert "general questions" in typed("show").stdout
+    assert "step 6/6" in typed("logs", job["id"][:8]).stdout
+    assert typed("watch", job["id"]).returncode == 0
 
-    assert launch("fetch", job["id"], "--to", "copy", cwd=folder).returncode == 0
+    assert typed("fetch", job["id"], "--to", "copy", cwd=folder).returncode == 0
     for file in job["artifacts"]:
         assert hashlib.sha256((folder / "copy" / file["path"]).read_bytes()).hexdigest() == file["sha256"]
 
@@ -82,15 +85,15 @@ def test_a_job_from_file_to_artifact(launch, home, tmp_path, tiny_model):
     other = launch("eval", job["id"], "--data", "other.jsonl", "--json", cwd=folder)
     assert other.returncode == 0, other.stderr
     assert json.loads(other.stdout)["evaluation"]["tuned"]["rows"] == 1
-    assert "tuned@other.jsonl" in shown(launch)["evaluation"]
+    assert "tuned@other.jsonl" in shown(typed)["evaluation"]
 
-    assert launch("resume", job["id"]).returncode == 2
-    assert "over already" in launch("cancel", job["id"]).stdout
+    assert typed("resume", job["id"]).returncode == 2
+    assert "over already" in typed("cancel", job["id"]).stdout
 
     # The record is a copy: without it, the job folders tell the same.
     for path in home.glob("record.db*"):
         path.unlink()
-    rebuilt = shown(launch)
+    rebuilt = shown(typed)
     assert {k: rebuilt[k] for k in ("id", "state", "artifacts")} == {
         k: job[k] for k in ("id", "state", "artifacts")
     }
@@ -98,47 +101,47 @@ def test_a_job_from_file_to_artifact(launch, home, tmp_path, tiny_model):
 
 
 @warm
-def test_a_dry_run_measures_and_keeps_nothing(launch, tmp_path, tiny_model):
+def test_a_dry_run_measures_and_keeps_nothing(launch, typed, tmp_path, tiny_model):
     folder = tmp_path / "work"
     write_job(folder, tiny_model)
     done = launch("--dry-run", "--set", "train.epochs=50", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "dry run" in done.stdout
     assert "tokens/s" in done.stdout
-    job = shown(launch)
+    job = shown(typed)
     assert job["actual"]["steps"] == 5
     assert job["actual"]["peak_gib"] > 0
     assert job["artifacts"] == []
 
 
 @warm
-def test_cancel_checkpoints_and_resume_goes_on_to_the_end(launch, home, tmp_path, tiny_model):
+def test_cancel_checkpoints_and_resume_goes_on_to_the_end(launch, typed, home, tmp_path, tiny_model):
     job = started(launch, home, tmp_path / "work", tiny_model)
-    cancelled = launch("cancel", job)
+    cancelled = typed("cancel", job)
     assert "CANCELLED" in cancelled.stdout
-    assert shown(launch, job)["state"] == "CANCELLED"
-    reached = max(steps(launch, job))
+    assert shown(typed, job)["state"] == "CANCELLED"
+    reached = max(steps(typed, job))
     # The schedule is part of the job, so the resumed one is cut short by a deadline far below its 400 epochs.
     again = launch("resume", job, "--detach", "--json")
     assert again.returncode == 0, again.stderr
     second = json.loads(again.stdout.splitlines()[0])["id"]
     assert second == f"{job}-r2"
-    wait_for(lambda: bool(steps(launch, second)), every=1)
-    assert min(steps(launch, second)) == reached + 1
-    busy = launch("resume", job)
+    wait_for(lambda: bool(steps(typed, second)))
+    assert min(steps(typed, second)) == reached + 1
+    busy = typed("resume", job)
     assert busy.returncode == 2
     assert second in busy.stderr
-    assert launch("cancel", second).returncode == 0
-    assert shown(launch, second)["resumes"] == job
+    assert typed("cancel", second).returncode == 0
+    assert shown(typed, second)["resumes"] == job
 
 
 @warm
-def test_a_changed_job_file_goes_on_from_a_checkpoint_when_that_is_said(launch, home, tmp_path, tiny_model):
+def test_a_changed_job_file_goes_on_from_a_checkpoint_when_that_is_said(launch, typed, home, tmp_path, tiny_model):
     folder = tmp_path / "work"
     write_job(folder, tiny_model)
     done = launch("run", "--json", "--set", "train.max_steps=4", cwd=folder)
     assert done.returncode == 0, done.stderr
-    job = shown(launch)["id"]
+    job = shown(typed)["id"]
     refused = launch("run", "--from-checkpoint", job, "--set", "tuning.r=8", cwd=folder)
     assert refused.returncode == 2
     assert "tuning.r: 4 -> 8" in refused.stderr
@@ -148,53 +151,61 @@ def test_a_changed_job_file_goes_on_from_a_checkpoint_when_that_is_said(launch, 
     assert again.returncode == 0, again.stderr
     told = " ".join(again.stderr.split())
     assert f"from the newest checkpoint of {job} with train.epochs: 1.0 -> 2.0; train.max_steps: 4 -> 8" in told
-    second = shown(launch)
+    second = shown(typed)
     assert second["id"] == f"{job}-r2" and second["resumes"] == job
-    assert steps(launch, second["id"]) == [5, 6, 7, 8]
+    assert steps(typed, second["id"]) == [5, 6, 7, 8]
 
 
 @warm
-def test_a_killed_launcher_leaves_the_job_alone(launch, start, home, tmp_path, tiny_model):
+def test_a_killed_launcher_leaves_the_job_alone(typed, start, home, tmp_path, tiny_model):
     folder = tmp_path / "work"
     write_job(folder, tiny_model, epochs=20)
     follower = start("run", "launch.yaml", "--json", cwd=folder)
     assert follower.stdout is not None
     job = json.loads(follower.stdout.readline())["id"]
-    wait_for(lambda: bool(steps(launch, job)), every=1)
+    wait_for(lambda: bool(steps(typed, job)))
     follower.kill()
     follower.wait()
-    done = launch("watch", job)
+    done = typed("watch", job)
     assert done.returncode == 0, done.stderr
-    assert shown(launch, job)["state"] == "SUCCEEDED"
-    seen = steps(launch, job)
+    assert shown(typed, job)["state"] == "SUCCEEDED"
+    seen = steps(typed, job)
     assert seen == list(range(1, 121))
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_killed_trainer_fails_with_words_and_resumes(launch, home, tmp_path, tiny_model, whole):
-    job = started(launch, home, tmp_path / "work", tiny_model)
+def killed(launch, typed, home, folder, model, whole) -> str:
+    """A job whose processes, or whose trainer alone, were killed with SIGKILL, and that says so."""
+    job = started(launch, home, folder, model)
     kill_trainer(home, job, whole)
-    wait_for(lambda: shown(launch, job)["state"] == "FAILED", every=1)
-    reason = shown(launch, job)["reason"]
-    assert "killed" in reason
-    watched = launch("watch", job)
+    wait_for(lambda: shown(typed, job)["state"] == "FAILED")
+    assert "killed" in shown(typed, job)["reason"]
+    return job
+
+
+def test_a_killed_job_fails_with_words_and_resumes(launch, typed, home, tmp_path, tiny_model):
+    job = killed(launch, typed, home, tmp_path / "work", tiny_model, whole=True)
+    watched = typed("watch", job)
     assert watched.returncode == 1
     assert f"launch resume {job}" in watched.stderr
     again = json.loads(launch("resume", job, "--detach", "--json").stdout.splitlines()[0])["id"]
-    wait_for(lambda: bool(steps(launch, again)), every=1)
-    assert min(steps(launch, again)) >= 5
-    launch("cancel", again)
+    wait_for(lambda: bool(steps(typed, again)))
+    assert min(steps(typed, again)) >= 5
+    typed("cancel", again)
+
+
+def test_a_trainer_that_is_killed_below_its_entrypoint_fails_with_words(launch, typed, home, tmp_path, tiny_model):
+    killed(launch, typed, home, tmp_path / "work", tiny_model, whole=False)
 
 
 @warm
-def test_ctrl_c_detaches_and_says_how_to_come_back(launch, start, tmp_path, tiny_model):
+def test_ctrl_c_detaches_and_says_how_to_come_back(typed, start, tmp_path, tiny_model):
     folder = tmp_path / "work"
     write_job(folder, tiny_model, **LONG)
     follower = start("run", "launch.yaml", cwd=folder)
-    wait_for(lambda: any(s["state"] == "RUNNING" for s in json.loads(launch("list", "--json").stdout)), every=1)
+    wait_for(lambda: any(s["state"] == "RUNNING" for s in json.loads(typed("list", "--json").stdout)))
     follower.send_signal(signal.SIGINT)
     _, stderr = follower.communicate(timeout=30)
-    job = shown(launch)
+    job = shown(typed)
     assert follower.returncode == 130
     assert f"launch watch {job['id']}" in stderr
     assert f"launch cancel {job['id']}" in stderr
@@ -207,24 +218,24 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(launch, start, tmp_path, tiny
     assert reader.returncode == 130
     assert f"launch watch {job['id']}" in stderr
     assert f"launch cancel {job['id']}" in stderr
-    launch("cancel", job["id"])
+    typed("cancel", job["id"])
 
 
 @warm
-def test_two_launchers_work_at_once(launch, start, tmp_path, tiny_model):
+def test_two_launchers_work_at_once(typed, start, tmp_path, tiny_model):
     for name in ("one", "two"):
         write_job(tmp_path / name, tiny_model)
     both = [start("run", "launch.yaml", "--json", cwd=tmp_path / name) for name in ("one", "two")]
     for process in both:
         _, stderr = process.communicate(timeout=300)
         assert process.returncode == 0, stderr
-    jobs = json.loads(launch("list", "--json").stdout)
+    jobs = json.loads(typed("list", "--json").stdout)
     assert [j["state"] for j in jobs] == ["SUCCEEDED", "SUCCEEDED"]
     assert len({j["id"] for j in jobs}) == 2
 
 
 @warm
-def test_a_failed_job_says_why_and_how_to_go_on(launch, tmp_path, tiny_model):
+def test_a_failed_job_says_why_and_how_to_go_on(launch, typed, tmp_path, tiny_model):
     folder = tmp_path / "work"
     write_job(folder, tiny_model)
     (folder / "scorer.py").write_text(
@@ -233,22 +244,22 @@ def test_a_failed_job_says_why_and_how_to_go_on(launch, tmp_path, tiny_model):
     done = launch("run", "--set", "eval.scorer=scorer.py", cwd=folder)
     assert done.returncode == 1
     assert "no truth stands in row 3" in done.stderr
-    job = shown(launch)
+    job = shown(typed)
     assert job["state"] == "FAILED"
     assert f"launch logs {job['id']}" in done.stderr
 
 
-def test_rows_that_are_too_long_are_named_before_a_job_starts(launch, tmp_path, tiny_model):
+def test_rows_that_are_too_long_are_named_before_a_job_starts(launch, typed, tmp_path, tiny_model):
     folder = tmp_path / "work"
     write_job(folder, tiny_model)
     done = launch("run", "--set", "data.max_length=8", cwd=folder)
     assert done.returncode == 2
     assert "train.jsonl:" in done.stderr and "set data.max_length: " in done.stderr
-    assert json.loads(launch("list", "--json").stdout) == []
+    assert json.loads(typed("list", "--json").stdout) == []
 
 
 @warm
-def test_secrets_reach_the_job_and_nothing_else(launch, home, tmp_path, tiny_model):
+def test_secrets_reach_the_job_and_nothing_else(launch, typed, home, tmp_path, tiny_model):
     folder = tmp_path / "work"
     write_job(folder, tiny_model)
     (folder / "scorer.py").write_text(
@@ -264,8 +275,8 @@ def test_secrets_reach_the_job_and_nothing_else(launch, home, tmp_path, tiny_mod
         "run", "--set", "secrets=[MY_KEY]", "--set", "eval.scorer=scorer.py", cwd=folder, env={"MY_KEY": value}
     )
     assert done.returncode == 0, done.stderr
-    assert shown(launch)["evaluation"]["tuned"]["scorer"]["length"] == len(value)
-    assert "the key is ***" in launch("logs").stdout
+    assert shown(typed)["evaluation"]["tuned"]["scorer"]["length"] == len(value)
+    assert "the key is ***" in typed("logs").stdout
     leaks = [p for p in home.rglob("*") if p.is_file() and value.encode() in p.read_bytes()]
     assert leaks == []
     assert value not in done.stdout + done.stderr
