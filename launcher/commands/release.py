@@ -24,7 +24,8 @@ UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 def command(jobs: tuple[str, ...], older_than: str | None, backend: str | None, yes: bool) -> None:
     """Remove what each JOB left stored: output, checkpoints, and its bundle where no other job needs it.
 
-    Fetch first what you want to keep. The record and its figures stay.
+    Fetch first what you want to keep. The record and its figures stay. With --older-than also what belongs to no
+    job and is a day old at least: uploads that were broken off, bundles of jobs that never started.
     """
     from launcher.errors import ConfigError
 
@@ -33,17 +34,24 @@ def command(jobs: tuple[str, ...], older_than: str | None, backend: str | None, 
             "release: name jobs, or an age", "launch release JOB, or launch release --older-than 30d"
         )
     client = options.make_client()
-    found = list(jobs) if older_than is None else client.unneeded(_age(older_than), backend)
-    if not found:
-        click.echo("nothing to remove")
-        return
-    if not yes:
+    age = None if older_than is None else _age(older_than)
+    found = list(jobs) if age is None else client.unneeded(age, backend)
+    if found and not yes:
         if not sys.stdin.isatty():
             raise ConfigError("release: nobody can be asked here", "add --yes")
         names = ", ".join(found)
         click.confirm(f"Remove what {names} left stored?", abort=True, err=True)
     for key in found:
         click.echo(f"{client.release(key).id}: released")
+    swept = 0
+    for name, count, trouble in () if age is None else client.sweep(age, backend):
+        swept += count
+        if count:
+            click.echo(f"{name}: {count} uploads and bundles of no job removed")
+        if trouble:
+            click.echo(f"{name}: what belongs to no job stays for now: {trouble}", err=True)
+    if not (found or swept):
+        click.echo("nothing to remove")
 
 
 def _age(text: str) -> timedelta:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def command(job: str | None, as_json: bool) -> None:
     """Everything about JOB (default: the newest): figures before and after, cost, files."""
     from launcher import screen
-    from launcher.outcome import describe, print_result
+    from launcher.outcome import capacity_rows, describe, print_result
 
     record = options.make_client().get(job)
     if as_json:
@@ -39,6 +39,9 @@ def command(job: str | None, as_json: bool) -> None:
         rows.append(("resumes", f"{record.resumes}{again}"))
     if record.folder:
         rows.append(("folder", record.folder))
+    if record.url and record.url.startswith("https:"):
+        rows.append(("console", record.url))
+    rows += capacity_rows(record)
     console.print(screen.facts(rows))
     print_result(record)
     if record.artifacts:
