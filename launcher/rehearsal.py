@@ -28,8 +28,8 @@ from launcher.live import as_words
 
 PREEMPTED = 143
 TAIL = 12
-TOGETHER_S = 120.0
-"""How long the other nodes may take to end after the first one has."""
+TOGETHER_S = 60.0
+"""How long the other nodes may take to end after the first one has, and all of them when they are asked to."""
 PASSED_ON = ("PATH", "HOME", "SYSTEMROOT", "TMPDIR", "TEMP", "HF_HUB_OFFLINE", "PIP_NO_INDEX", "PIP_FIND_LINKS")
 """What the process gets of this machine's own environment; a container would bring its own."""
 
@@ -44,6 +44,8 @@ class Rehearsed:
     resumed_at: int | None = None
     evaluation: dict[str, Any] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
+    others: tuple[Path, ...] = ()
+    """What the other nodes said: of several the first alone tells."""
 
 
 def rehearse(
@@ -58,7 +60,7 @@ def rehearse(
     nodes = plan.job.resources.nodes
     boxes = [target.contract(plan, root / f"node-{n}" if nodes > 1 else root, n) for n in range(nodes)]
     box = boxes[0]
-    seen = Rehearsed(output=box.output)
+    seen = Rehearsed(output=box.output, others=tuple(root / f"node-{n}.log" for n in range(1, nodes)))
     code = _start(boxes, plan, python, secrets, preempt_after, seen, progress)
     if preempt_after is not None and code != 0:
         if code != PREEMPTED or seen.interrupted_at is None:
@@ -84,10 +86,8 @@ def _start(
     first = _run(boxes[0], python, {**secrets, **meeting}, subprocess.PIPE)
     others = []
     try:
-        for number, box in enumerate(boxes[1:], 1):
-            with (boxes[0].kept.parent / f"node-{number}.log").open(
-                "w"
-            ) as log:  # of several, the first alone tells
+        for path, box in zip(seen.others, boxes[1:], strict=True):
+            with path.open("w", encoding="utf-8") as log:
                 others.append(_run(box, python, {**secrets, **meeting}, log))
             threading.Thread(target=_end_with, args=(others[-1], first), daemon=True).start()
         for item in _items(first):
@@ -96,14 +96,10 @@ def _start(
                 seen.interrupted_at = _step(item)
                 for process in (first, *others):
                     process.terminate()
-        until = time.monotonic() + TOGETHER_S
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            for process in (first, *others):
-                process.wait(max(0.0, until - time.monotonic()))
+        if first.wait() == 0:
+            _wait(others)
     finally:
-        for process in (first, *others):
-            if process.poll() is None:
-                process.kill()
+        _end([first, *others])
     return next((code for code in (process.wait() for process in (first, *others)) if code), 0)
 
 
@@ -130,6 +126,24 @@ def _meeting() -> dict[str, str]:
         "LAUNCH_MASTER_ADDR": "127.0.0.1", "LAUNCH_MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": loopback,
         "CUDA_VISIBLE_DEVICES": "",
     }  # fmt: skip
+
+
+def _wait(processes: Sequence[subprocess.Popen[str]]) -> None:
+    until = time.monotonic() + TOGETHER_S
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        for process in processes:
+            process.wait(max(0.0, until - time.monotonic()))
+
+
+def _end(processes: Sequence[subprocess.Popen[str]]) -> None:
+    """Those that still run: asked, waited for, killed."""
+    left = [process for process in processes if process.poll() is None]
+    for process in left:
+        process.terminate()
+    _wait(left)
+    for process in left:
+        if process.poll() is None:
+            process.kill()
 
 
 def _end_with(other: subprocess.Popen[str], first: subprocess.Popen[str]) -> None:
@@ -187,4 +201,6 @@ def _failed(seen: Rehearsed, what: str) -> JobFailedError:
     if reason.is_file():
         told = json.loads(reason.read_text(encoding="utf-8"))
         what, hint = f"{what}: {told['message']}", told.get("hint") or hint
+    if seen.others:
+        hint += f"; the other nodes: {', '.join(map(str, seen.others))}"
     return JobFailedError(f"rehearsal: {what}", hint, log_tail=seen.lines[-TAIL:])
