@@ -245,18 +245,19 @@ def difference_table(names: Sequence[str], sides: Sequence[Mapping[str, str | Te
     return table
 
 
-def jobs_table(records: Sequence[JobRecord], width: int) -> Table:
-    """One line a job; without the model where `width` has no room for it, without owners where all are one."""
-    wide, several = width >= WIDE, len({record.owner for record in records}) > 1
+def jobs_table(records: Sequence[JobRecord], width: int, me: str | None) -> Table:
+    """One line a job; without the model where `width` has no room for it, without owners where all are mine."""
+    wide, several = width >= WIDE, any(record.owner not in (me, None) for record in records)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("JOB", overflow="fold")
+    # An id is there to be copied: whole in its line, but for one that would leave no room for anything else.
+    table.add_column("JOB", no_wrap=all(len(record.id) <= width / 2 for record in records), overflow="fold")
     table.add_column("STATE", no_wrap=True)
     table.add_column("BACKEND", no_wrap=True)
     if wide:
         table.add_column("MODEL", overflow="ellipsis", no_wrap=True)
     if several:
         table.add_column("OWNER", no_wrap=True)
-    table.add_column("RESULT", no_wrap=True)
+    table.add_column("RESULT")
     table.add_column("CREATED", no_wrap=True)
     for record in records:
         model = [record.spec["model"]["id"]] if wide else []

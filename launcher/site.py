@@ -35,10 +35,10 @@ def load_site(backend: str, facts: Sequence[Fact], job: JobSpec | None = None) -
     for name, value in (job.site.get(backend, {}) if job else {}).items():
         known[name] = value
         where[name] = f"site.{backend}.{name}"
-    return Site(backend=backend, facts=check_facts(backend, facts, known, where), owner=_owner())
+    return Site(backend=backend, facts=check_facts(backend, facts, known, where), owner=owner())
 
 
-def _owner() -> str | None:
+def owner() -> str | None:
     """LAUNCH_OWNER, or the name under which this user is logged in."""
     try:
         return os.environ.get("LAUNCH_OWNER") or getpass.getuser()

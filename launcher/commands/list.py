@@ -25,6 +25,7 @@ def command(everything: bool, discover: bool, backend: str | None, as_json: bool
     """
     from launcher import screen
     from launcher.outcome import describe
+    from launcher.site import owner
 
     client = options.make_client()
     if discover:
@@ -39,7 +40,7 @@ def command(everything: bool, discover: bool, backend: str | None, as_json: bool
         return
     shown = records if everything else records[:20]
     console = screen.out()
-    console.print(screen.jobs_table(shown, console.width))
+    console.print(screen.jobs_table(shown, console.width, owner()))
     if len(shown) < len(records):
         screen.err().print(f"{len(records) - len(shown)} older ones: launch list --all", style="dim")
     for record in shown:
