@@ -51,22 +51,37 @@ class Account:
         return f"{caller['Arn']} (by {self._aws.provider()})"
 
     def facts(self) -> dict[str, list[str]]:
-        """Roles that SageMaker may take on, and buckets of this region; what sounds like training comes first."""
+        """Roles that SageMaker may take on, and buckets of this region; what sounds like training comes first.
+
+        Where one may not be listed, what there is of the other; raises what AWS says where neither may be.
+        """
         self._aws.call("sts", "get_caller_identity", "asking AWS who you are")
+        found: dict[str, list[str]] = {"region": [self._aws.region]}
+        refused: list[LaunchError] = []
+        for fact, look in (("role", self._roles), ("bucket", self._buckets)):
+            try:
+                found[fact] = look()
+            except UnreachableError:
+                raise
+            except BackendError as exc:
+                refused.append(exc)
+        if len(found) == 1:
+            raise refused[0]
+        return found
+
+    def _roles(self) -> list[str]:
         roles = [
             role["Arn"]
             for page in self._aws.pages("iam", "list_roles", "listing roles")
             for role in page["Roles"]
             if _trusts(role.get("AssumeRolePolicyDocument"))
         ]
+        return sorted(roles, key=lambda arn: (not re.search("finelaunch|train", arn, re.I), arn))
+
+    def _buckets(self) -> list[str]:
         names = [b["Name"] for b in self._aws.call("s3", "list_buckets", "listing buckets").get("Buckets", ())]
         likely = sorted(names, key=lambda name: (not re.search("finelaunch|sagemaker|train", name), name))
-        here = [name for name in likely[:20] if self._region_of(name) == self._aws.region]
-        return {
-            "region": [self._aws.region],
-            "role": sorted(roles, key=lambda arn: (not re.search("finelaunch|train", arn, re.I), arn)),
-            "bucket": here,
-        }
+        return [name for name in likely[:20] if self._region_of(name) == self._aws.region]
 
     def _of_role(self, arn: str, caller: str) -> Iterator[Problem]:
         name = arn.rpartition("/")[2]

@@ -12,7 +12,7 @@ import pytest
 
 from backends.base import Problem, Site
 from backends.sagemaker import SageMakerBackend
-from launcher.errors import CredentialsError
+from launcher.errors import BackendError, CredentialsError
 from tests.emulators.sagemaker.conftest import Account
 from tests.emulators.sagemaker.wire import CREDENTIALS
 from tests.emulators.sagemaker.world import DEVELOPER
@@ -107,6 +107,20 @@ def test_a_secret_that_the_role_may_read_for_its_tag_is_no_problem(
     (found,) = [p for p in backend.check(Site(backend="sagemaker", facts=facts), plan) if "read" in p.what]
     assert "the secret PLAIN" in found.what
     assert "tag-resource --secret-id PLAIN --tags Key=finelaunch:secret,Value=read" in found.fix
+
+
+def test_what_may_be_listed_is_found_though_the_rest_may_not(
+    account: Account, check: Callable[..., list[Problem]], tmp_path: Path
+) -> None:
+    backend, known = SageMakerBackend(tmp_path), {"region": account.aws.region}
+    account.aws.deny("iam:ListRoles")
+    found = backend.find_facts(known)
+    assert found["region"] == [account.aws.region]
+    assert account.bucket in found["bucket"]
+    assert "role" not in found
+    account.aws.deny("s3:ListAllMyBuckets")
+    with pytest.raises(BackendError, match="ListRoles"):
+        backend.find_facts(known)
 
 
 def passing(problems: list[Problem]) -> list[Problem]:
