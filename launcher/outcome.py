@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from launcher import screen
 from launcher.client import Client
 from launcher.errors import JobFailedError, LaunchError
 from launcher.events import Event
+from launcher.figures import confusion_table, figures_table
 from launcher.live import follow
 from launcher.observing import Heard, Resubmitted, Spending, Trouble
 from launcher.store import JobRecord
@@ -90,6 +91,7 @@ def describe(record: JobRecord) -> dict[str, Any]:
         "created": record.created.isoformat(),
         "started": record.started.isoformat() if record.started else None,
         "ended": record.ended.isoformat() if record.ended else None,
+        "seen": record.seen.isoformat() if record.seen else None,
         "interruptions": record.interruptions,
         "resumes": record.resumes,
         "resubmits": record.resubmits,
@@ -106,15 +108,16 @@ def describe(record: JobRecord) -> dict[str, Any]:
     }
 
 
-def print_result(record: JobRecord) -> None:
-    """Figures before and after, time, where the artifact is, what to type next."""
+def print_result(record: JobRecord, more: Sequence[tuple[str, str]] = ()) -> None:
+    """State, `more` facts, time, figures before and after, where the artifact is, what to type next."""
     console = screen.out()
     actual = record.actual
-    console.print(screen.facts([("job", record.id), ("state", screen.state(record.state)), *_took(record)]))
-    figures = screen.figures_table(record.evaluation)
-    if figures is not None:
-        console.print(figures)
-    matrix = screen.confusion_table(record.evaluation.get("tuned") or {})
+    state = ("state", screen.state(record.state))
+    console.print(screen.facts([("job", record.id), state, *more, *_took(record)]))
+    judged = figures_table(record.evaluation)
+    if judged is not None:
+        console.print(judged)
+    matrix = confusion_table(record.evaluation.get("tuned") or {})
     if matrix is not None:
         console.print(matrix)
     if not record.artifacts:
@@ -138,7 +141,7 @@ def _took(record: JobRecord) -> list[tuple[str, str]]:
     rows = []
     if actual.get("seconds") is not None:
         rows.append(("time", screen.span(actual["seconds"])))
-    if actual.get("train_s"):
+    if actual.get("train_s") and actual.get("steps"):
         speed = f", {actual['tokens_per_s']:.0f} tokens/s" if actual.get("tokens_per_s") else ""
         per_step = actual["train_s"] / actual["steps"]
         rows.append(
@@ -156,7 +159,7 @@ def _follow_json(items: Iterator[Heard]) -> None:
     """Every event as a JSON line, and every change of state."""
     for item in items:
         if isinstance(item, Event):
-            print(json.dumps(item.as_json(), ensure_ascii=False), flush=True)
+            print(screen.json_text(item.as_json()), flush=True)
         elif isinstance(item, JobStatus):
             body = {"event": "state", "state": item.state.value, "reason": item.reason}
             print(json.dumps(body), flush=True)

@@ -74,7 +74,8 @@ def _start(
     seen.starts += 1
     own = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     # The caches are this machine's: what the vendor's machine would download is here already.
-    env = {**own, **box.env, **secrets, "LAUNCH_CACHE_DIR": str(cache())}
+    # Nor has it the vendor's GPUs.
+    env = {**own, **box.env, **secrets, "LAUNCH_CACHE_DIR": str(cache()), "LAUNCH_GPUS": "0"}
     env.pop("LAUNCH_SECRETS", None)  # references into a store that is not asked; the values are this machine's
     process = subprocess.Popen(
         [str(python), *box.command[1:]], env=env, cwd=box.bundle, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from train_entry import memory, watchdog
 from train_entry.checkpoint import Checkpoint, newest_agreed
+from train_entry.cluster import refuse_fewer_gpus
 from train_entry.config import TrainJob, fingerprint, read_job
 from train_entry.data import Dataset, judged_rows, load_dataset
 from train_entry.events import from_environment, say
@@ -141,7 +142,9 @@ def context(outputs: Path, checkpoints: Path) -> Context:
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if local == 0:
         stop.share()
-    device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    refuse_fewer_gpus(gpus)
+    device = f"cuda:{local}" if gpus else "cpu"
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(int(os.environ.get("LAUNCH_THREADS") or max(1, _cores() // ranks_here)))
     emit = from_environment().emit if rank == 0 else _silent

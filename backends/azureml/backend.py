@@ -217,6 +217,7 @@ def _process(job: JobSpec, offer: Offer, site: Site, token: str, mounts: Mapping
     vault = site.need("key_vault")
     env = launch_env(
         job, token,
+        gpus=offer.gpus,
         inputs=places.inside("inputs", places.BUNDLE),
         outputs=places.inside("outputs", places.OUTPUT),
         checkpoints=places.inside("outputs", places.CHECKPOINTS),

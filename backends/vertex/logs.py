@@ -22,6 +22,8 @@ from launcher.errors import ConfigError
 
 OVERLAP_S = 20
 PAGE = 1000
+SERVICE = "service"
+"""The task of what Vertex itself says."""
 DOING = "reading the job's log"
 STAMP = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:Z|\+00:00)")
 BILLION = 10**9
@@ -41,15 +43,19 @@ def lines(google: Google, number: str, since: datetime, cursor: str | None) -> I
             seen = {m: t for m, t in seen.items() if t >= newest - OVERLAP_S * BILLION}
         yield LogLine(
             text=text_of(entry).rstrip("\r\n").replace("\n", "\\n"),
-            source=entry.get("resource", {}).get("labels", {}).get("task_name") or "service",
+            source=entry.get("resource", {}).get("labels", {}).get("task_name") or SERVICE,
             cursor=json.dumps([newest, {m: newest - t for m, t in seen.items()}], separators=(",", ":")),
             time=datetime.fromtimestamp(at // BILLION, UTC) + timedelta(microseconds=at % BILLION // 1000),
         )
 
 
 def last_errors(google: Google, number: str, since: datetime, count: int) -> list[str]:
-    """The last lines of severity ERROR, oldest first."""
-    wanted = f"{_of_job(number, _nanoseconds(since.isoformat()))} severity>=ERROR"
+    """The last lines of severity ERROR, oldest first: what the processes wrote to stderr.
+
+    Not Vertex's own, task `service`: the job's error message says the same.
+    """
+    own = f'severity>=ERROR resource.labels.task_name!="{SERVICE}"'
+    wanted = f"{_of_job(number, _nanoseconds(since.isoformat()))} {own}"
     body = {
         "resourceNames": [f"projects/{google.project}"], "filter": wanted, "orderBy": "timestamp desc",
         "pageSize": count,

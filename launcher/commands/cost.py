@@ -11,7 +11,7 @@ from launcher.commands import options
 from launcher.commands.cost_accuracy import accuracy
 
 
-@click.command("preview")
+@click.command("preview", short_help="The job on every backend's offers.")
 @options.job_file
 @click.option(
     "--backend", "-b", "backends", multiple=True, metavar="NAME", shell_complete=options.complete_backend,

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from launcher.commands import options
-
-if TYPE_CHECKING:
-    from rich.text import Text
 
 
 @click.command("show")
@@ -24,8 +19,7 @@ def command(job: str | None, as_json: bool) -> None:
     if as_json:
         screen.print_json(describe(record))
         return
-    console = screen.out()
-    rows: list[tuple[str, str | Text]] = [
+    rows = [
         ("model", record.spec["model"]["id"]),
         ("backend", record.backend),
         ("owner", record.owner or "unknown"),
@@ -39,7 +33,6 @@ def command(job: str | None, as_json: bool) -> None:
         rows.append(("resumes", f"{record.resumes}{again}"))
     if record.folder:
         rows.append(("folder", record.folder))
-    console.print(screen.facts(rows))
-    print_result(record)
+    print_result(record, rows)
     if record.artifacts:
-        console.print(screen.files_table(record.artifacts))
+        screen.out().print(screen.files_table(record.artifacts))

@@ -130,7 +130,7 @@ def test_a_detached_spot_job_says_that_it_needs_a_follower(anna: AzureLaptop, ti
     watched = anna.launch("watch", str(job))  # over when it comes: it spends nothing by itself
     assert watched.returncode == 1
     assert f"launch resume {job}" in watched.stderr
-    again = anna.launch("resume", str(job), "--detach")
+    again = anna.launch("resume", str(job), "--detach", "--yes")
     assert again.returncode == 0, again.stderr
     assert "only a follower submits it anew" in again.stderr
     assert anna.launch("cancel", f"{job}-r2").returncode == 0

@@ -309,7 +309,8 @@ class Life(threading.Thread):
                 "MSI_ENDPOINT": f"{proxy}/msi/token", "MSI_SECRET": "emulated",
                 "DEFAULT_IDENTITY_CLIENT_ID": identity.get("clientId") or IDENTITY,
             }  # fmt: skip
-        return env | (self.properties.get("environmentVariables") or {})
+        # This machine has none of the GPUs that the request pays for.
+        return env | (self.properties.get("environmentVariables") or {}) | {"LAUNCH_GPUS": "0"}
 
     def watch(self, began: float) -> str:
         """Until every process has ended; what must stop is told, and killed after a while."""
