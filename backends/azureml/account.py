@@ -17,7 +17,6 @@ from launcher.errors import BackendError, CredentialsError, JobNotFoundError, Un
 VERSION = "2024-10-01"
 SUBSCRIPTIONS = "2022-12-01"
 PROVIDER = "providers/Microsoft.MachineLearningServices"
-CHAIN = "environment variables, workload identity, managed identity, Azure CLI, PowerShell, Azure Developer CLI"
 CLOSED_NETWORK = "(AuthorizationFailure)"
 """A storage account's answer to an address that its firewall keeps out; a role that is missing has another name.
 https://learn.microsoft.com/troubleshoot/azure/azure-storage/blobs/authentication/storage-troubleshoot-403-errors
@@ -39,7 +38,7 @@ class Account:
         try:
             self._who = self._azure.who()
         except CredentialsError as exc:
-            return [Problem(what=f"{exc.message}; tried: {CHAIN}", fix=LOGIN, kind="credentials")]
+            return [Problem(what=exc.message, fix=LOGIN, kind="credentials")]
         except UnreachableError as exc:
             return [Problem(what=exc.message, fix=exc.hint or "see the network", kind="unreachable")]
         scope = scope_of(site)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from backends.azureml.who import Who, who
+from backends.azureml.who import Who, tried, who
 from launcher.errors import (
     BackendError,
     BackendNotInstalledError,
@@ -225,10 +225,10 @@ def in_words(exc: Exception, doing: str) -> LaunchError | None:
     if isinstance(exc, e.ClientAuthenticationError):
         if _names_no_network(said):
             return UnreachableError(
-                f"{doing}: Azure's sign-in can't be reached: {said}",
+                f"{doing}: Azure's sign-in can't be reached: {tried(said)}",
                 "see the network, then the same command again",
             )
-        return CredentialsError(f"{doing}: nobody is signed in to Azure: {said}", LOGIN)
+        return CredentialsError(f"{doing}: nobody is signed in to Azure: {tried(said)}", LOGIN)
     if isinstance(exc, e.AzureError):
         return BackendError(f"{doing}: {said}", "launch doctor; --debug shows where")
     return None

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +27,7 @@ CREDENTIALS = {
 """azure-identity's DefaultAzureCredential tries these in this order (1.27)."""
 USER = ("upn", "preferred_username", "unique_name", "email")
 MOST = 200
+"""Characters of a name, or of a reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,20 @@ def who(credential: str, token: str) -> Who:
         tenant=_short(claims.get("tid")),
         object_id=_short(claims.get("oid")),
     )
+
+
+def tried(said: str) -> str:
+    """What each credential of the chain says in azure-identity's error, in a few words; else its first line."""
+    found = re.findall(r"^\t(\w+): (.+)$", said, re.MULTILINE)
+    if not found:
+        return said.partition("\n")[0]
+    return "; ".join(f"{CREDENTIALS.get(name, name)}: {_few(text)}" for name, text in found)
+
+
+def _few(text: str) -> str:
+    """The first sentence that says more than which credential it is."""
+    text = re.sub(r"^\w+ (?:authentication )?unavailable[.,] ", "", text)
+    return textwrap.shorten(re.split(r"(?<=[a-z])\. |\.$", text)[0], MOST, placeholder="...")
 
 
 def _claims(token: str) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from backends.azureml import AzureMLBackend
-from backends.azureml.who import who
+from backends.azureml.who import tried, who
 from backends.base import SaysWho, Site
 
 TENANT = "22222222-2222-2222-2222-222222222222"
@@ -68,6 +68,25 @@ def test_every_kind_of_owner_has_a_name_in_one_line(credential: str, claims: dic
     found = str(who(credential, token(**claims)))
     assert found.startswith(said)
     assert found.isprintable()
+
+
+def test_what_each_credential_says_is_told_in_a_few_words() -> None:
+    said = (
+        "DefaultAzureCredential failed to retrieve a token from the included credentials.\n"
+        "Attempted credentials:\n"
+        "\tEnvironmentCredential: EnvironmentCredential authentication unavailable. Environment variables are not "
+        "fully configured.\nVisit https://aka.ms/x to troubleshoot this issue.\n"
+        "\tManagedIdentityCredential: ManagedIdentityCredential authentication unavailable, no response from the "
+        "IMDS endpoint.\n\tAzureCliCredential: Azure CLI not found on path\n"
+        "\tAzureDeveloperCliCredential: AADSTS70043: The token has expired. Sign in again.\n"
+        "To mitigate this issue, please refer to the guidelines."
+    )
+    assert tried(said) == (
+        "environment variables (AZURE_CLIENT_ID, ...): Environment variables are not fully configured; "
+        "managed identity of this machine: no response from the IMDS endpoint; "
+        "az login: Azure CLI not found on path; azd auth login: AADSTS70043: The token has expired"
+    )
+    assert tried("Something else\nand more") == "Something else"
 
 
 @pytest.mark.parametrize("broken", ["", "a.b.c", "a.W10.c", "..", "\u00e9.\u00e9.\u00e9"])
