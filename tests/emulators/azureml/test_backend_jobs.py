@@ -79,12 +79,13 @@ class Jobs:
         return status
 
 
-def planned(jobs: Jobs, spot: bool = False, name: str = "triage-1") -> Plan:
+def planned(jobs: Jobs, spot: bool = False, name: str = "triage-1", site: Site | None = None) -> Plan:
     spec = job(resources={"gpu": "T4", "spot": spot})
     offer = next(offer for offer in jobs.backend.offers(spec.resources) if offer.instance_type == SIZE)
-    request = jobs.backend.render(spec, offer, bundle(), jobs.site(), name, name)
+    site = site or jobs.site()
+    request = jobs.backend.render(spec, offer, bundle(), site, name, name)
     return Plan(
-        job=spec, offer=offer, bundle=bundle(), site=jobs.site(), token=name, lineage=name,
+        job=spec, offer=offer, bundle=bundle(), site=site, token=name, lineage=name,
         request=request, estimate=estimate(offer, 24.0),
     )  # fmt: skip
 
@@ -262,6 +263,19 @@ def test_quota_that_is_in_use_is_waited_for_and_quota_that_is_too_small_is_not(
         with pytest.raises(QuotaError, match="exceed") as refused:
             jobs.backend.submit(plan)
         assert "ml.azure.com/quota" in (refused.value.hint or "")
+
+
+def test_a_cluster_at_full_price_is_told_to_a_spot_job_with_the_command_that_makes_a_cheap_one(jobs: Jobs) -> None:
+    jobs.azure.set(computes={"own": {"vmSize": SIZE}, "cheap": {"vmSize": SIZE, "vmPriority": "LowPriority"}})
+    told = {}
+    for name in ("own", "cheap"):
+        site = Site(backend="azureml", facts={**jobs.site().facts, "spot_compute": name})
+        told[name] = jobs.backend.check(site, planned(jobs, spot=True, site=site))
+    (problem,) = told["own"]
+    assert "billed in full" in problem.what
+    assert "az ml compute create --name NAME" in problem.fix
+    assert f"--tier low_priority --size {SIZE}" in problem.fix
+    assert told["cheap"] == []
 
 
 def test_a_name_that_another_job_has_is_not_taken_for_ones_own(jobs: Jobs) -> None:
