@@ -206,6 +206,7 @@ def test_a_job_that_waited_in_vain_for_machines_says_so(project: Project, backen
     status = backend.status(ref)
     assert (status.state, status.started) == (JobState.FAILED, None)
     assert status.reason and status.reason.startswith("Resources are insufficient in region: us-central1")
+    assert "resources.max_wait_hours" in status.reason
 
 
 def test_a_job_is_seen_though_its_bucket_may_not_be(project: Project, backend: VertexBackend) -> None:
