@@ -179,6 +179,23 @@ def test_a_job_that_left_no_word_is_told_with_the_last_errors_of_its_log(
     assert "\n" not in reason and "https://" not in reason
 
 
+def test_a_line_that_is_cut_on_its_way_is_one_line(project: Project, backend: VertexBackend) -> None:
+    ref = ended(
+        backend, project, "print('a'); print('x' * 40_000 + 'end'); print('b' * 16_383); print('c')", "cut"
+    )
+    assert len(project.google.log(ref.id)) > 5, "the emulator cuts it"
+    found = [line for line in backend.logs(ref) if line.source == "workerpool0-0"]
+    assert [(len(line.text), line.text[-3:]) for line in found] == [
+        (1, "a"),
+        (40_003, "end"),
+        (16_383, "bbb"),
+        (1, "c"),
+    ]
+    for index, line in enumerate(found):
+        rest = [one.text for one in backend.logs(ref, line.cursor) if one.source == "workerpool0-0"]
+        assert rest == [one.text for one in found[index + 1 :]]
+
+
 def test_a_job_in_another_region_is_followed_found_and_removed_there(
     project: Project, backend: VertexBackend
 ) -> None:
