@@ -79,6 +79,27 @@ class TestVertex(CloudCases):
         assert whole.done.returncode == 0, whole.done.stderr
         assert (len(whole.jobs), whole.creations) == (1, 1)
 
+    def test_a_job_reads_the_secret_that_was_put_and_nobody_sees_it(self, whole: Whole) -> None:
+        assert whole.put.returncode == 0, whole.put.stderr
+        said = "\n".join(whole.anna.google.log(whole.job))
+        assert f"value *** {PLANTED[::-1]}" in said
+        kept = [path.read_bytes() for path in whole.anna.folder.rglob("*") if path.is_file()]
+        shown = whole.put.stdout + whole.put.stderr + whole.done.stdout + whole.done.stderr + said
+        assert PLANTED not in shown
+        assert not [content for content in kept if PLANTED.encode() in content]
+
+    def test_lines_that_come_late_are_waited_for(self, whole: Whole) -> None:
+        assert [e["event"] for e in events(whole.done)][-3:] == ["done", "state", "job"]
+        assert events(whole.done)[-1]["artifacts"]
+
+    def test_what_is_old_enough_is_released(self, whole: Whole) -> None:
+        anna, job = whole.anna, whole.job
+        assert anna.launch("release", "--older-than", "1d", "--yes").stdout == "nothing to remove\n"
+        assert anna.launch("release", "--older-than", "0h", "--yes").returncode == 0
+        assert job not in anna.jobs_there()
+        assert [key for key in anna.objects() if job in key] == []
+        assert anna.show(job)["state"] == "SUCCEEDED"
+
 
 PLANTED = "planted-value"
 
@@ -109,39 +130,11 @@ def whole(
         anna.google.set(log_delay_s=4.0)
         say = "print('value', os.environ['JOB_SECRET'], os.environ['JOB_SECRET'][::-1])"
         scorer = f"import os\ndef score(rows, answers):\n    {say}\n    return {{}}\n"
-        args = ("--set", "secrets=[JOB_SECRET]", "--set", "eval.baseline=false", *with_scorer(anna, scorer))
-        done = ran(anna, tiny_model, *args)
+        (anna.folder / "scorer.py").write_text(scorer)
+        sets = ("secrets=[JOB_SECRET]", "eval.baseline=false", "eval.scorer=scorer.py", "eval.max_rows=2")
+        done = ran(anna, tiny_model, *(word for one in sets for word in ("--set", one)))
         creations = sum(c.operation == "CreateCustomJob" for c in anna.google.calls)
         return Whole(anna=anna, put=put, done=done, jobs=set(anna.jobs_there()) - before, creations=creations)
-
-
-def with_scorer(anna: CloudLaptop, code: str) -> tuple[str, ...]:
-    (anna.folder / "scorer.py").write_text(code)
-    return ("--set", "eval.scorer=scorer.py", "--set", "eval.max_rows=2")
-
-
-def test_a_job_reads_the_secret_that_was_put_and_nobody_sees_it(whole: Whole) -> None:
-    assert whole.put.returncode == 0, whole.put.stderr
-    said = "\n".join(whole.anna.google.log(whole.job))
-    assert f"value *** {PLANTED[::-1]}" in said
-    kept = [path.read_bytes() for path in whole.anna.folder.rglob("*") if path.is_file()]
-    shown = whole.put.stdout + whole.put.stderr + whole.done.stdout + whole.done.stderr + said
-    assert PLANTED not in shown
-    assert not [content for content in kept if PLANTED.encode() in content]
-
-
-def test_lines_that_come_late_are_waited_for(whole: Whole) -> None:
-    assert [e["event"] for e in events(whole.done)][-3:] == ["done", "state", "job"]
-    assert events(whole.done)[-1]["artifacts"]
-
-
-def test_what_is_old_enough_is_released(whole: Whole) -> None:
-    anna, job = whole.anna, whole.job
-    assert anna.launch("release", "--older-than", "1d", "--yes").stdout == "nothing to remove\n"
-    assert anna.launch("release", "--older-than", "0h", "--yes").returncode == 0
-    assert job not in anna.jobs_there()
-    assert [key for key in anna.objects() if job in key] == []
-    assert anna.show(job)["state"] == "SUCCEEDED"
 
 
 def test_setup_finds_what_the_project_has_and_advises_what_it_lacks(anna: Laptop) -> None:
@@ -154,12 +147,8 @@ def test_setup_finds_what_the_project_has_and_advises_what_it_lacks(anna: Laptop
         assert fact in kept
     assert "not set yet" not in found.stdout
     advice = anna.launch("setup", "vertex", "--advice").stdout
-    for said in (
-        f"--member serviceAccount:{anna.account}",
-        "roles/aiplatform.user",
-        "docker build",
-        "buckets create",
-    ):
+    account = f"--member serviceAccount:{anna.account}"
+    for said in (account, "roles/aiplatform.user", "docker build", "buckets create"):
         assert said in advice
 
 

@@ -89,8 +89,9 @@ def test_of_jobs_made_twice_while_the_list_lagged_the_oldest_runs_on(
 
 
 def test_eight_jobs_sent_at_once_to_a_broken_service_are_eight_jobs_and_wait_for_quota(
-    project: Project, backend: VertexBackend
+    project: Project, backend: VertexBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(jobs, "LOOKS_S", (0.1,))
     before = set(project.google.job_names())
     project.google.set(quotas={"custom_model_training_nvidia_a100_gpus": 2})
     for kind in ("lose", "unavailable", "drop", "error"):
