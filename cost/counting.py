@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from cost import token_guess
-from cost.passes import SAMPLED, Passes, PassRow, passes_of
+from cost.passes import Passes, PassRow, drawn, passes_of
 from cost.tokenizer import ModelTokenizer
 from cost.tokens import TokenCount
 from launcher.errors import ConfigError
@@ -109,11 +109,11 @@ def _count_rows(job: TrainJob, rows: Sequence[Row], tokenizer: ModelTokenizer | 
 
 def _ways(job: TrainJob, rows: Sequence[Row], tokenizer: ModelTokenizer | None) -> tuple[Passes, ...]:
     """What passes over the rows come to, for every number of them that a pass may have."""
-    drawn = random.Random(0).sample(rows, min(len(rows), SAMPLED))
+    chosen = drawn(rows)
     if tokenizer is None:
-        made = [PassRow(range(prompt), answer) for prompt, answer in token_guess.lengths(job, drawn)]
+        made = [PassRow(range(prompt), answer) for prompt, answer in token_guess.lengths(job, chosen)]
     else:
-        examples = [tokenize(job, tokenizer, row) for row in drawn]
+        examples = [tokenize(job, tokenizer, row) for row in chosen]
         made = [PassRow(one.prompt, len(one.completion)) for one in examples]
     fitting = [row for row in made if len(row) <= job.data.max_length]
     sizes = [n for n in range(1, job.train.batch_size + 1) if job.train.batch_size % n == 0]

@@ -9,8 +9,9 @@ import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
+_T = TypeVar("_T")
 Kind = Literal["padded", "flat", "prefix"]
 """Rows side by side, padded to the longest; end to end; as a tree, every token of which is computed once."""
 
@@ -45,15 +46,19 @@ class Passes:
     """Learnt tokens of the pass that has most."""
 
 
+def drawn(rows: Sequence[_T]) -> list[_T]:
+    """The rows that are looked at, in the order in which they share passes."""
+    return random.Random(0).sample(list(rows), min(len(rows), SAMPLED))
+
+
 def passes_of(rows: Sequence[PassRow], sizes: Sequence[int], *, known: bool = True) -> tuple[Passes, ...]:
     """Every way and size. `known`: are the prompts' tokens there? Else nobody knows what rows share."""
-    drawn = random.Random(0).sample(list(rows), min(len(rows), SAMPLED))
     kinds: tuple[Kind, ...] = ("padded", "flat", "prefix") if known else ("padded", "flat")
-    return tuple(_passes(drawn, kind, size) for size in sizes if size <= len(drawn) for kind in kinds)
+    return tuple(_passes(rows, kind, size) for size in sizes if size <= len(rows) for kind in kinds)
 
 
-def _passes(drawn: Sequence[PassRow], kind: Kind, size: int) -> Passes:
-    batches = [drawn[at : at + size] for at in range(0, max(1, len(drawn) - size + 1), size)]
+def _passes(rows: Sequence[PassRow], kind: Kind, size: int) -> Passes:
+    batches = [rows[at : at + size] for at in range(0, max(1, len(rows) - size + 1), size)]
     count = sum(map(len, batches))
     sides = [_sides(batch, kind) for batch in batches]
     return Passes(
