@@ -138,7 +138,7 @@ class Capabilities:
     wait_for_capacity: bool = True
     fallback: bool = False
     resubmits: bool = False
-    """Its vendor may end a spot job instead of starting it again; whoever follows the job then submits it anew."""
+    """Its vendor may end a spot job instead of starting it again; a follower of its owner then submits it anew."""
     secrets: bool = True
     image: bool = True
     offline: bool = True

@@ -49,11 +49,12 @@ def hard_stop_s(job: JobSpec) -> int:
 
 
 def launch_env(
-    job: JobSpec, token: str, *, inputs: str, outputs: str, checkpoints: str, model_cache: str,
+    job: JobSpec, token: str, *, gpus: int, inputs: str, outputs: str, checkpoints: str, model_cache: str,
     mounts: Mapping[str, str], secrets: Mapping[str, str],
 ) -> dict[str, str]:  # fmt: skip
-    """The LAUNCH_* dialect (docs/architecture.md) with the job's own variables.
+    """The LAUNCH_* dialect (docs/container.md) with the job's own variables.
 
+    `gpus`: those that a node is paid for; with fewer, training does not begin (the job's env may name a number).
     `mounts`: URI prefix -> the path where the container has it. `secrets`: name -> reference into the vendor's
     store, never a value. `inputs` holds the bundle. Raises ConfigError where the job sets a variable of ours.
     """
@@ -80,7 +81,7 @@ def launch_env(
                 f"{section}.{taken[0]}: launch itself sets this variable",
                 f"take it out of {section} in the job file",
             )
-    return {**job.env, **env}
+    return {"LAUNCH_GPUS": str(gpus), **job.env, **env}
 
 
 def remote_uris(job: JobSpec) -> dict[str, str]:

@@ -80,8 +80,9 @@ class Verbs(DefaultGroup):  # type: ignore[misc]
         """Run the verb. A reader (head, less) that has seen enough is no error, as click and rich make it."""
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:
-            pass
+        except BrokenPipeError as exc:
+            if not _reader_is_gone():  # another pipe, or a connection: click would end without a word
+                raise ConnectionError(str(exc)) from exc
         except SystemExit as exc:
             if not isinstance(exc.__context__, BrokenPipeError):
                 raise
@@ -150,6 +151,8 @@ def _tell(exc: Exception, debug: bool) -> int:
         import traceback
 
         traceback.print_exception(exc)
+    if isinstance(exc, OSError) and exc.filename is not None and not isinstance(exc, LaunchError):
+        exc = _in_words(exc)
     if not isinstance(exc, LaunchError):
         if not debug:
             click.echo(f"launch: unexpected {type(exc).__name__}: {exc}", err=True)
@@ -162,6 +165,32 @@ def _tell(exc: Exception, debug: bool) -> int:
     if exc.hint:
         click.echo(f"  -> {exc.hint}", err=True)
     return exc.exit_code
+
+
+def _reader_is_gone() -> bool:
+    """Does nobody read what is printed? Only writing tells."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            os.write(stream.fileno(), b"\n")
+        except BrokenPipeError:
+            return True
+        except (OSError, ValueError):  # it is no file
+            continue
+    return False
+
+
+def _in_words(exc: OSError) -> Exception:
+    """What the system says of a file or folder that can't be read or written."""
+    import errno
+
+    from launcher.errors import LaunchError
+
+    full = exc.errno in (errno.ENOSPC, errno.EDQUOT)
+    return LaunchError(
+        f"{exc.filename}: {exc.strerror}",
+        "free space there, or set LAUNCH_HOME and LAUNCH_CACHE_DIR to another disk" if full
+        else "look at its name and its permissions; --debug shows where it was needed",
+    )  # fmt: skip
 
 
 def _quiet_streams() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from secrets import token_hex
@@ -18,11 +18,11 @@ from backends.base import (
     JobState,
     LogLine,
     Plan,
-    Problem,
     Progress,
     Rehearsable,
     RunsHere,
     RunsInSomePlaces,
+    SaysWho,
     Site,
     Sweeps,
 )
@@ -34,12 +34,15 @@ from launcher.data.check import check_data
 from launcher.discovery import Discovery, Orphan
 from launcher.errors import (
     ConfigError,
+    CredentialsError,
     JobNotFoundError,
     LaunchError,
+    UnreachableError,
     UnsupportedError,
 )
 from launcher.events import Event
 from launcher.home import cache
+from launcher.listing import bring_up_to_date
 from launcher.observing import Heard, Observer, Resubmitted
 from launcher.planning import (
     Planned,
@@ -51,10 +54,10 @@ from launcher.planning import (
     render,
     with_dry_run,
 )
-from launcher.readiness import readiness
+from launcher.readiness import Readiness, readiness
 from launcher.rehearsal import Rehearsed, rehearse
 from launcher.resuming import Resuming, most_resubmits
-from launcher.site import load_site
+from launcher.site import load_site, sent_by_another
 from launcher.spec import JobSpec
 from launcher.store import JobRecord, Store
 from launcher.submitting import Submitting
@@ -136,23 +139,42 @@ class Client:
         plan = planned.plan
         target = self._backend(plan.offer.backend)
         self.refuse_unready(plan)
-        refuse_problems(target, plan)
+        refuse_problems(target, plan, progress)
         self._discovery.rebuild_if_lost()
         return self._submitting.submit(planned, progress)
 
-    def discover(self, names: Sequence[str] = ()) -> int:
-        """Record the jobs that the named backends (default: all that are set up) know; how many were new."""
-        return self._discovery.take_in(names)
+    def discover(self, names: Sequence[str] = (), region: str | None = None) -> tuple[int, dict[str, str]]:
+        """Record the jobs that the named backends (default: all that are set up) know; how many were new, who
+        can't say.
 
-    def orphans(self, names: Sequence[str] = ()) -> tuple[list[Orphan], dict[str, str]]:
+        `region`: another than the account's own, of the named backends.
+        """
+        return self._discovery.take_in(names, region)
+
+    def orphans(self, names: Sequence[str] = (), region: str | None = None) -> tuple[list[Orphan], dict[str, str]]:
         """What is alive at the named backends (default: all that are set up) and no record owns; who can't say."""
-        return self._discovery.orphans(names)
+        return self._discovery.orphans(names, region)
 
-    def unneeded(self, age: timedelta, backend: str | None = None) -> list[str]:
-        """Ids of the recorded jobs that ended longer ago than `age` and may still have something stored."""
+    def unneeded(self, age: timedelta, backend: str | None = None) -> list[JobRecord]:
+        """The recorded jobs, oldest first, that ended longer ago than `age` and may have something stored.
+
+        Whoever's they are.
+        """
         before = datetime.now(UTC) - age
-        found = [r for r in self.jobs() if r.over and r.ref and backend in (None, r.backend) and not r.released]
-        return [r.id for r in reversed(found) if (r.ended or r.created) < before]
+        known = [record for record in self.listed(backend)[0] if record.ref]
+        old = [record for record in known if record.over and (record.ended or record.created) < before]
+        # With the first of a lineage go the checkpoints of those that go on from it.
+        needed = {record.lineage for record in known if record not in old}
+        return [record for record in reversed(old) if not record.released and record.id not in needed]
+
+    def sharing(self, record: JobRecord) -> list[JobRecord]:
+        """The jobs whose checkpoints go when this one is released: they go on from it, and may be gone on from."""
+        found = self._store.find(record.id)
+        return [r for r in found if r.lineage == record.id != r.id and r.ref and not r.released]
+
+    def known(self, key: str) -> JobRecord:
+        """The job with this id, reference or unique beginning of an id, as it was last seen: asks nobody."""
+        return self._look_up(key)
 
     def sweep(self, age: timedelta, backend: str | None = None) -> Iterator[tuple[str, int, str | None]]:
         """(backend, how many things were removed, why it could not be asked): what belongs to no job, by age.
@@ -187,20 +209,29 @@ class Client:
                 raise
             return record  # it can be shown without its backend
 
-    def jobs(self) -> list[JobRecord]:
-        """Every job, newest first, refreshed; a lost record is rebuilt from what the backends know.
+    def seen(self, key: str | None = None) -> tuple[JobRecord, str | None]:
+        """As `get`; where its backend can't be asked now, the job as it was last seen, and why."""
+        record = self._look_up(key)
+        try:
+            return self.get(record.id), None
+        except (CredentialsError, UnreachableError) as exc:
+            return record, exc.message
 
-        A job whose backend can't be asked now stands there as it was last seen, and so does one that was never
-        seen to start: asking for each of those again is `discover`'s.
+    def jobs(self) -> list[JobRecord]:
+        """Every job, newest first, refreshed; see `listed`."""
+        return self.listed()[0]
+
+    def listed(self, backend: str | None = None) -> tuple[list[JobRecord], dict[str, str]]:
+        """Every job, or those of one backend, newest first and refreshed; backend -> why it can't be asked now.
+
+        A lost record is rebuilt from what the backends know. A job whose backend can't be asked stands there as
+        it was last seen, and so does one that was never seen to start: asking for each of those again is
+        `discover`'s.
         """
         self._discovery.rebuild_if_lost()
-        found = []
-        for record in self._store.find(""):
-            try:
-                found.append(record if record.never_started else self.refresh(record))
-            except LaunchError:
-                found.append(record)
-        return found
+        known = [record for record in self._store.find("") if backend in (None, record.backend)]
+        silent = bring_up_to_date(known, self._looking)
+        return [self._again(record.id) for record in known], silent
 
     def refresh(self, record: JobRecord) -> JobRecord:
         """The record with the backend's newest events and status."""
@@ -227,13 +258,13 @@ class Client:
         while True:
             watched = not record.over
             status = yield from self._observer.follow(record, from_start)
-            wanted = JobSpec.model_validate(record.spec)
-            if not (status.preempted and wanted.resources.spot):
+            # One that somebody else has sent is theirs to go on with, and to pay for.
+            if not (status.preempted and record.wants_spot) or sent_by_another(record.owner):
                 return
             after = yield from self._resuming.in_place_of(self._again(record.id), watched)
             if after is None:
                 return
-            yield Resubmitted(after.id, record.id, after.resubmits, most_resubmits(wanted))
+            yield Resubmitted(after.id, record.id, after.resubmits, most_resubmits(record.job()))
             record, from_start = after, True
 
     def latest(self, job_id: str) -> JobRecord:
@@ -246,9 +277,9 @@ class Client:
 
     def needs_follower(self, record: JobRecord) -> bool:
         """True of a job that is submitted anew when it loses its machine, but only by somebody who follows it."""
-        wanted = JobSpec.model_validate(record.spec).resources
         able = self._backend(record.backend).capabilities.resubmits
-        return able and wanted.spot and wanted.resubmits != 0
+        forbidden = (record.spec.get("resources") or {}).get("resubmits") == 0
+        return able and record.wants_spot and not forbidden and not sent_by_another(record.owner)
 
     def events(self, job_id: str, *names: str) -> list[Event]:
         """The recorded events, oldest first; with `names`: those alone."""
@@ -278,8 +309,8 @@ class Client:
                 record = self.refresh(record)
         return record
 
-    def resume(self, job_id: str, progress: Progress) -> JobRecord:
-        """Start a new job that goes on from the checkpoints of a job that ended early."""
+    def plan_resume(self, job_id: str) -> Planned:
+        """The plan of a new job that goes on from the checkpoints of one that ended early; sends nothing."""
         old = self.get(job_id)
         if not old.over:
             raise ConfigError(f"{old.id} is {old.state}: it needs no resume", f"launch watch {old.id}")
@@ -290,7 +321,7 @@ class Client:
             )
         if old.ref is None:
             raise ConfigError(f"{old.id} was never started: {old.reason}", "launch run starts a new one")
-        return self._resuming.by_user(old, progress)
+        return self._resuming.planned(old)
 
     def fetch(self, job_id: str, to: Path) -> Path:
         """Download the job's output to `to`, each file verified; safe to repeat after an interruption."""
@@ -316,9 +347,17 @@ class Client:
         assert isinstance(found, RunsHere)
         return found
 
-    def check_backends(self) -> list[tuple[str, str, list[Problem]]]:
-        """(name, what it is, problems) of every backend that is known here."""
-        return readiness(self._backend)
+    def check_backends(self, ask: Collection[str] | None = None) -> list[Readiness]:
+        """Every backend that is known here; `ask`: those that may use the network (None: all that are set up)."""
+        return readiness(self._backend, ask)
+
+    def signed_in(self, site: Site) -> str | None:
+        """As whom this site's backend speaks to its vendor, where it can tell. Uses the network.
+
+        Raises CredentialsError.
+        """
+        target = self._backend(site.backend)
+        return target.signed_in(site) if isinstance(target, SaysWho) else None
 
     def repair(self, progress: Progress) -> None:
         """Build what is missing here: the training environment, and that of each vendor which is set up."""
@@ -339,6 +378,15 @@ class Client:
         here, root = self.here(), to or self.home / "rehearsals" / plan.token
         python, secrets = here.prepare(progress), here.secrets(plan.job.secrets)
         return rehearse(target, plan, root.absolute(), python, secrets, preempt_after, progress)
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[Callable[[JobRecord], object]]:
+        """`refresh` for another thread: a connection to the record is one thread's alone."""
+        other = Client(self.home)
+        try:
+            yield other.refresh
+        finally:
+            other._store.close()
 
     def _site(self, backend: str) -> Site:
         return load_site(backend, self._backend(backend).facts)

@@ -9,9 +9,9 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+from backends import registry
 from backends.base import Backend, JobRef, JobState, ListsMachines, Site
-from backends.registry import BUILTIN
-from launcher.errors import ConfigError, LaunchError
+from launcher.errors import ConfigError, JobNotFoundError, LaunchError
 from launcher.spec import JobSpec
 from launcher.store import JobRecord, Store
 
@@ -56,20 +56,23 @@ class Discovery:
         if found:
             self._store.add_missing(found)
 
-    def take_in(self, names: Iterable[str] = ()) -> int:
-        """Record every job that the named backends (default: all that are set up) know; how many were new.
+    def take_in(self, names: Iterable[str] = (), region: str | None = None) -> tuple[int, dict[str, str]]:
+        """Record every job that the named backends (default: all that are set up) know.
 
-        Raises what a named backend raises; of all, one that can't be asked is left out.
+        How many were new; backend -> why it can't be asked. `region`: another than the account's own. Raises what
+        a named backend raises, ConfigError for one that has no regions.
         """
-        asked = list(names)
+        asked = self._with_region(names, region)
         found: list[JobRecord] = []
-        for name in asked or BUILTIN:
-            if asked:
-                found += self._known_to(name)
-                continue
-            with contextlib.suppress(LaunchError):
-                if self.is_set_up(name):
-                    found += self._known_to(name)
+        silent: dict[str, str] = {}
+        for name in asked or registry.names():
+            try:
+                if asked or self.is_set_up(name):
+                    found += self._known_to(name, region)
+            except LaunchError as exc:
+                if asked:
+                    raise
+                silent[name] = exc.message
         new = [record for record in found if self._store.get(record.id) is None]
         if new:
             self._store.add_missing(new)
@@ -78,28 +81,50 @@ class Discovery:
             for record in found
             if self._is_lost(record.id) and self._store.adopt(record.id, str(record.ref))
         ]
-        return len(new) + len(adopted)
+        return len(new) + len(adopted), silent
 
-    def orphans(self, names: Iterable[str] = ()) -> tuple[list[Orphan], dict[str, str]]:
-        """Jobs and machines that are alive and that no record owns; backend -> why it can't be asked."""
+    def orphans(self, names: Iterable[str] = (), region: str | None = None) -> tuple[list[Orphan], dict[str, str]]:
+        """Jobs and machines that are alive and that no record owns; backend -> why it can't be asked.
+
+        `region`: as for `take_in`.
+        """
         found: list[Orphan] = []
         silent: dict[str, str] = {}
-        asked = list(names)
-        for name in asked or BUILTIN:
+        asked = self._with_region(names, region)
+        for name in asked or registry.names():
             try:
                 if asked or self.is_set_up(name):
-                    found += self._alive_at(name)
+                    found += self._alive_at(name, region)
             except LaunchError as exc:
                 silent[name] = exc.message
         return found, silent
 
-    def _alive_at(self, name: str) -> Iterator[Orphan]:
+    def _with_region(self, names: Iterable[str], region: str | None) -> list[str]:
+        """The names. Raises ConfigError where `region` says nothing to them."""
+        asked = list(names)
+        if region is None:
+            return asked
+        if not asked:
+            raise ConfigError(
+                f"--region {region}: each vendor has regions of its own",
+                "add --backend NAME",
+            )
+        for name in asked:
+            if not self._backend(name).capabilities.regions:
+                raise ConfigError(f"--region {region}: backend {name} has no regions", "leave --region out")
+        return asked
+
+    def _alive_at(self, name: str, region: str | None) -> Iterator[Orphan]:
         target, site = self._backend(name), self._site(name)
         told = set()
-        for ref in target.discover(site):
+        there = f" --backend {name} --region {region}" if region else ""
+        for ref in target.discover(site, region):
             if self._store.get(ref.id) is not None and not self._is_lost(ref.id):
                 continue
-            status = target.status(ref)
+            try:
+                status = target.status(ref)
+            except JobNotFoundError:  # gone since it was listed
+                continue
             if status.state.terminal:
                 continue
             told.add(ref.id)
@@ -109,7 +134,7 @@ class Discovery:
             yield Orphan(
                 backend=name, id=ref.id, what=f"job, {status.state}", since=status.started,
                 hourly=Decimal(recorded["hourly"]) if recorded.get("hourly") else None,
-                stop=f"launch list --discover, then launch cancel {ref.id}",
+                stop=f"launch list --discover{there}, then launch cancel {ref.id}",
             )  # fmt: skip
         for machine in target.machines(site) if isinstance(target, ListsMachines) else ():
             owner = self._store.get(machine.name)
@@ -129,20 +154,22 @@ class Discovery:
         target, site = self._backend(name), self._site(name)
         return all(site.get(fact.name) for fact in target.facts if fact.required)
 
-    def _known_to(self, name: str) -> Iterable[JobRecord]:
+    def _known_to(self, name: str, region: str | None = None) -> Iterable[JobRecord]:
         target = self._backend(name)
         if not self.is_set_up(name):
             raise ConfigError(f"backend {name} is not set up", f"launch setup {name}")
-        for ref in target.discover(self._site(name)):
+        for ref in target.discover(self._site(name), region):
             # A job whose own record is damaged is left out.
-            with contextlib.suppress(LaunchError, KeyError, TypeError, ValueError):
+            with contextlib.suppress(LaunchError, LookupError, TypeError, ValueError):
                 yield _from_backend(ref, target.recorded(ref))
 
 
 def _from_backend(ref: JobRef, recorded: Mapping[str, Any]) -> JobRecord:
+    spec = recorded["job"]
+    spec["model"]["id"], spec["task"], spec["train"]["dry_run_steps"]  # what every list and page shows
     return JobRecord(
         id=ref.id,
-        name=recorded["job"]["name"],
+        name=spec["name"],
         backend=ref.backend,
         ref=str(ref),
         state=JobState.UNKNOWN,
@@ -150,7 +177,7 @@ def _from_backend(ref: JobRef, recorded: Mapping[str, Any]) -> JobRecord:
         lineage=recorded["lineage"],
         resumes=recorded["lineage"] if recorded["lineage"] != ref.id else None,
         bundle_sha256=recorded["bundle_sha256"],
-        spec=recorded["job"],
+        spec=spec,
         owner=recorded.get("owner"),
         estimate={"hourly": recorded.get("hourly")},
     )

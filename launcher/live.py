@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections import deque
@@ -22,6 +23,8 @@ from launcher.screen import STATE_STYLE, span
 BARS = "▁▂▃▄▅▆▇█"
 RECENT = 8
 PLAIN_EVERY_S = 10.0
+FOREIGN = (LookupError, TypeError, ValueError)
+"""What an event raises that the entrypoint of another version has written, with other fields."""
 PHASES = {
     "setup": "setting up", "data": "reading data and model", "baseline": "judging the base model",
     "train": "training", "evaluate": "judging the tuned model", "save": "saving",
@@ -73,7 +76,8 @@ class Watched:
             if item.text.strip():
                 self.lines.append(item.text)
         else:
-            self._hear_event(item)
+            with contextlib.suppress(*FOREIGN):
+                self._hear_event(item)
 
     def _hear_event(self, event: Event) -> None:
         fields = event.fields
@@ -81,10 +85,11 @@ class Watched:
             self.phase, self.detail = fields["name"], ""
             self.state = "STARTING" if self.phase == "setup" else "RUNNING"
         elif event.name == "step":
-            self.step, self.total = fields["step"], fields["total_steps"]
-            self.losses.append(fields["loss"])
+            step, total, loss = int(fields["step"]), int(fields["total_steps"]), float(fields["loss"])
             self.tokens_per_s, self.peak_gib = fields["tokens_per_s"], fields["peak_gib"]
-            self.recent_s.append(fields["step_s"])
+            self.recent_s.append(float(fields["step_s"]))
+            self.step, self.total = step, total
+            self.losses.append(loss)
         elif event.name == "eval_loss":
             self.held_out = fields["loss"]
         elif event.name in ("checkpoint", "resumed"):
@@ -143,7 +148,7 @@ def _follow_plain(items: Iterable[Heard], seen: Watched, console: Console) -> No
             line = submitted_anew(item)
         elif isinstance(item, Spending):
             line = spent_so_far(item, seen.job_id)
-        elif isinstance(item, Event) and item.name == "step":
+        elif isinstance(item, Event) and item.name == "step" and seen.losses:
             if time.monotonic() - last >= PLAIN_EVERY_S or seen.step in (1, seen.total):
                 last = time.monotonic()
                 line = _step_line(seen)
@@ -176,6 +181,13 @@ def spent_so_far(spending: Spending, job_id: str) -> str:
 
 def as_words(event: Event) -> str | None:
     """An event as a line for a person; None when other output says the same."""
+    try:
+        return _words(event)
+    except FOREIGN:
+        return event.name
+
+
+def _words(event: Event) -> str | None:
     fields = event.fields
     if event.name == "step":
         return f"step {fields['step']}/{fields['total_steps']}  loss {fields['loss']:.3f}"

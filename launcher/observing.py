@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 from urllib.parse import urlsplit
@@ -100,7 +100,7 @@ class Observer:
     def __init__(self, store: Store, backend: Callable[[str], Backend]) -> None:
         self._store = store
         self._backend = backend
-        self._seen_over: dict[str, datetime] = {}
+        self._seen_over: dict[str, float] = {}
         self._capacity: dict[str, Mapping[str, Any]] = {}
 
     def refresh(self, record: JobRecord) -> None:
@@ -172,7 +172,7 @@ class Observer:
             self._store.update(
                 record.id, state=status.state, reason=status.reason, started=status.started, ended=status.ended,
                 interruptions=max(record.interruptions, status.interruptions), folder=_local_path(status.url),
-                url=status.url, billable_s=status.billable_s, machine=status.machine,
+                url=status.url, billable_s=status.billable_s, machine=status.machine, seen=datetime.now(UTC),
                 capacity=self._capacity[record.id],
             )  # fmt: skip
             late = {"billable_s": status.billable_s, "machine": status.machine}
@@ -186,10 +186,11 @@ class Observer:
 
     def _is_drained(self, job_id: str, status: JobStatus, drain_s: float) -> bool:
         """Has everything been read that a job which is over had to say?"""
-        now = datetime.now(UTC)
-        # A vendor that does not say when it ended: no later than it was first seen over.
-        ended = status.ended or self._seen_over.setdefault(job_id, now)
-        if not drain_s or now - ended > timedelta(seconds=drain_s):
+        now = time.monotonic()
+        # A vendor may not say when it ended, or say so by a clock that is ahead of this one.
+        waited = now - self._seen_over.setdefault(job_id, now)
+        since = (datetime.now(UTC) - status.ended).total_seconds() if status.ended else 0.0
+        if not drain_s or max(waited, since) > drain_s:
             return True
         events = self._store.events(job_id)
         return bool(events) and events[-1].name in LAST_EVENTS[status.state]
@@ -238,9 +239,10 @@ def spent(record: JobRecord, status: JobStatus | None, now: datetime | None = No
 def _poll_s(usual: float) -> float:
     """LAUNCH_POLL_S, or the backend's own pace."""
     try:
-        return float(os.environ["LAUNCH_POLL_S"])
+        chosen = float(os.environ["LAUNCH_POLL_S"])
     except (KeyError, ValueError):
         return usual
+    return chosen if 0 < chosen <= GIVE_UP_S else usual
 
 
 def _local_path(url: str | None) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from launcher import screen
 from launcher.client import Client
 from launcher.errors import JobFailedError, LaunchError
 from launcher.events import Event
+from launcher.figures import confusion_table, figures_table
 from launcher.live import follow
 from launcher.observing import Heard, Resubmitted, Spending, Trouble
 from launcher.store import JobRecord
@@ -92,6 +93,7 @@ def describe(record: JobRecord) -> dict[str, Any]:
         "created": record.created.isoformat(),
         "started": record.started.isoformat() if record.started else None,
         "ended": record.ended.isoformat() if record.ended else None,
+        "seen": record.seen.isoformat() if record.seen else None,
         "interruptions": record.interruptions,
         "resumes": record.resumes,
         "resubmits": record.resubmits,
@@ -127,15 +129,16 @@ def capacity_rows(record: JobRecord) -> Iterator[tuple[str, str]]:
     yield from shown[-MOST_WAITS:]
 
 
-def print_result(record: JobRecord) -> None:
-    """Figures before and after, time, where the artifact is, what to type next."""
+def print_result(record: JobRecord, more: Sequence[tuple[str, str]] = ()) -> None:
+    """State, `more` facts, time, figures before and after, where the artifact is, what to type next."""
     console = screen.out()
     actual = record.actual
-    console.print(screen.facts([("job", record.id), ("state", screen.state(record.state)), *_took(record)]))
-    figures = screen.figures_table(record.evaluation)
-    if figures is not None:
-        console.print(figures)
-    matrix = screen.confusion_table(record.evaluation.get("tuned") or {})
+    state = ("state", screen.state(record.state))
+    console.print(screen.facts([("job", record.id), state, *more, *_took(record)]))
+    judged = figures_table(record.evaluation)
+    if judged is not None:
+        console.print(judged)
+    matrix = confusion_table(record.evaluation.get("tuned") or {})
     if matrix is not None:
         console.print(matrix)
     if not record.artifacts:
@@ -159,7 +162,7 @@ def _took(record: JobRecord) -> list[tuple[str, str]]:
     rows = []
     if actual.get("seconds") is not None:
         rows.append(("time", screen.span(actual["seconds"])))
-    if actual.get("train_s"):
+    if actual.get("train_s") and actual.get("steps"):
         speed = f", {actual['tokens_per_s']:.0f} tokens/s" if actual.get("tokens_per_s") else ""
         per_step = actual["train_s"] / actual["steps"]
         rows.append(
@@ -178,7 +181,7 @@ def _follow_json(items: Iterator[Heard]) -> None:
     state = None
     for item in items:
         if isinstance(item, Event):
-            print(json.dumps(item.as_json(), ensure_ascii=False), flush=True)
+            print(screen.json_text(item.as_json()), flush=True)
         elif isinstance(item, JobStatus) and item.state != state:
             state = item.state
             body = {"event": "state", "state": item.state.value, "reason": item.reason}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
-from backends.base import Backend, Bundle, Plan, placeholders
+from backends.base import Backend, Bundle, Plan, Progress, placeholders
 from backends.container import GRACE_HOURS, hard_stop_s
 from cost.estimate import CostEstimate, Estimator, bounded, estimate
 from cost.ledger import training_of
@@ -31,7 +31,7 @@ from launcher.spec import JobSpec
 from launcher.store import JobRecord
 from train_entry.config import changes, misfits, train_part
 
-NOT_ESTIMATED = "not estimated anew"
+NOT_ESTIMATED = "how much of it is left"
 """A job that goes on from its checkpoints: its estimate is that of the first."""
 DRY_RUN_STEPS = 5
 LEAST_HOURS = 0.25
@@ -226,9 +226,16 @@ def check(target: Backend, plan: Plan) -> str | None:
     return None
 
 
-def refuse_problems(target: Backend, plan: Plan) -> None:
-    """Raise what the backend's own check finds fatal, the first with its fix, before anything is sent."""
-    fatal = [problem for problem in target.check(plan.site, plan) if problem.fatal]
+def refuse_problems(target: Backend, plan: Plan, progress: Progress) -> None:
+    """Raise what the backend's own check finds fatal, the first with its fix, before anything is sent.
+
+    `progress` gets the rest: what may be wrong, or could not be seen.
+    """
+    found = target.check(plan.site, plan)
+    for note in found:
+        if not note.fatal:
+            progress(f"note: {note.what}\n  -> {note.fix}")
+    fatal = [problem for problem in found if problem.fatal]
     if fatal:
         first, *others = fatal
         raise PROBLEM_ERRORS[first.kind](
@@ -237,6 +244,28 @@ def refuse_problems(target: Backend, plan: Plan) -> None:
             ),
             "\n  -> ".join(problem.fix for problem in fatal),
         )
+
+
+def too_small(choice: Choice | None) -> ConfigError | None:
+    """Why the job should not start there: its GPU lacks memory for it. Names the smallest change that fits.
+
+    None also where fewer rows a pass are enough: a training that runs out of memory halves them by itself.
+    """
+    line = choice.line if choice else None
+    hardware = line.estimate.hardware if line else None
+    if line is None or hardware is None or hardware.fit != "no" or not (hardware.gpu and hardware.needed):
+        return None
+    change = line.change
+    if change and all(setting.startswith("train.micro_batch=") for setting in change.settings):
+        return None
+    fix = "launch cost shows what fits"
+    if change:
+        fix = f"{change.what} fits: --set {' --set '.join(change.settings)}"
+    return ConfigError(
+        f"{line.estimate.offer.instance_type} is too small: the job needs about "
+        f"{hardware.needed.expected:.1f} GiB on each {hardware.gpu.name}, which has {hardware.available_gib:.1f}",
+        f"{fix}; launch run --even-if-too-small starts it as it is",
+    )
 
 
 def refuse_unset_facts(plan: Plan) -> None:
@@ -258,7 +287,7 @@ def refuse_misfit(old: JobRecord, job: JobSpec, backend: str) -> tuple[str, ...]
             f"--from-checkpoint: {old.id} ran on {old.backend}, and its checkpoints are there",
             f"--backend {old.backend}",
         )
-    specs = (JobSpec.model_validate(old.spec), job)
+    specs = (old.job(), job)
     theirs, ours = (train_part(spec.model_dump(mode="json")).fingerprint_parts() for spec in specs)
     changed = changes(theirs, ours)
     if wrong := misfits(changed):

@@ -108,7 +108,8 @@ def _run(
 ) -> subprocess.Popen[str]:
     own = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     # The caches are this machine's: what the vendor's machine would download is here already.
-    env = {**own, **box.env, **more, "LAUNCH_CACHE_DIR": str(cache())}
+    # Nor has it the vendor's GPUs.
+    env = {**own, **box.env, **more, "LAUNCH_CACHE_DIR": str(cache()), "LAUNCH_GPUS": "0"}
     env.pop("LAUNCH_SECRETS", None)  # references into a store that is not asked; the values are this machine's
     return subprocess.Popen(
         [str(python), *box.command[1:]], env=env, cwd=box.bundle, stdout=output, stderr=subprocess.STDOUT,

@@ -41,12 +41,12 @@ class Resuming:
         self._refresh = refresh
         self._submit = submit
 
-    def by_user(self, old: JobRecord, progress: Progress) -> JobRecord:
-        """A job that goes on from one that ended early, with the limits that the user wrote."""
+    def planned(self, old: JobRecord) -> Planned:
+        """A job that goes on from one that ended early, with the limits that the user wrote; sends nothing."""
         first = old
         while first.resubmits and (before := self._store.get(first.resumes or "")):
             first = before
-        return self._go_on(old, JobSpec.model_validate(first.spec), progress, 0)
+        return self._going_on(old, first.job(), 0)
 
     def successor(self, old: JobRecord) -> str:
         """The id of the job that goes on from `old`. Raises ConfigError when another does already."""
@@ -112,7 +112,8 @@ class Resuming:
                     self._note_not_again(lost, "launch cancel was called")
                     return None
                 else:
-                    return self._go_on(lost, what_is_left(lost), lambda _: None, lost.resubmits + 1)
+                    anew = self._going_on(lost, what_is_left(lost), lost.resubmits + 1)
+                    return self._submit(anew, lambda _: None)
             except (CredentialsError, UnreachableError) as exc:
                 yield from patience.wait(exc)
             except LaunchError as exc:
@@ -136,8 +137,8 @@ class Resuming:
     def _lineage(self, lineage: str) -> list[JobRecord]:
         return [record for record in self._store.find(lineage) if record.lineage == lineage]
 
-    def _go_on(self, old: JobRecord, job: JobSpec, progress: Progress, resubmits: int) -> JobRecord:
-        """Submit `job` on the checkpoints and with the bundle of `old`."""
+    def _going_on(self, old: JobRecord, job: JobSpec, resubmits: int) -> Planned:
+        """The plan of `job` on the checkpoints and with the bundle of `old`."""
         target = self._backend(old.backend)
         token = self.successor(old)
         assert old.ref is not None
@@ -145,7 +146,7 @@ class Resuming:
         choice = choose(target, job, machine=old.estimate.get("instance_type"))
         plan = render(target, choice, bundle, token, old.lineage)
         report = DataReport(**old.data) if old.data else None
-        return self._submit(Planned(plan=plan, data=report, resumes=old, resubmits=resubmits), progress)
+        return Planned(plan=plan, data=report, resumes=old, resubmits=resubmits)
 
 
 def most_resubmits(job: JobSpec) -> int:
@@ -158,11 +159,12 @@ def what_is_left(lost: JobRecord) -> JobSpec:
 
     Raises CapacityError or OverBudgetError when that is nothing.
     """
-    job = JobSpec.model_validate(lost.spec)
+    job = lost.job()
     if lost.resubmits >= most_resubmits(job):
         raise CapacityError(f"that was done {lost.resubmits} times, and resources.resubmits allows no more")
     ended = lost.ended or datetime.now(UTC)  # not said: what it has run can't be more
-    used = (ended - lost.started).total_seconds() / 3600 if lost.started else 0.0
+    # Two clocks may be at work here, or one that was set: nobody has run for less than nothing.
+    used = max(0.0, (ended - lost.started).total_seconds() / 3600) if lost.started else 0.0
     hours = max_hours(job) - used
     if hours < LEAST_HOURS:
         raise OverBudgetError(f"it has run {used:.1f} of its {max_hours(job):g} hours")

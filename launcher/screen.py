@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from backends.base import BundleFile, Fact, Moved, Plan, Problem
+from backends.base import BundleFile, Fact, Moved, Plan
+from launcher.figures import FIGURE_NAMES
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
     from launcher.planning import Planned
+    from launcher.readiness import Readiness
     from launcher.store import JobRecord
 
 STATE_STYLE = {
@@ -27,23 +30,26 @@ STATE_STYLE = {
 }  # fmt: skip
 WIDE = 100
 """Columns from which a listing shows everything."""
+LONGEST_MODEL = 24
+LEAST_RESULT = 14
+"""Columns of a listing: of a model's name, and of what came of a job, however long the names are."""
 TOLD_EVERY_S = 10.0
 FEW_FILES = 3
-FIGURES = ("accuracy", "macro_f1", "exact_match", "field_f1", "rouge_l")
-FIGURE_NAMES = {
-    "accuracy": "accuracy", "macro_f1": "macro-F1", "exact_match": "exact match", "field_f1": "field F1",
-    "rouge_l": "ROUGE-L",
-}  # fmt: skip
 
 
 def out() -> Console:
     """Results: stdout."""
-    return Console(highlight=False, soft_wrap=False)
+    return _console()
 
 
 def err() -> Console:
     """Progress and remarks: stderr, so that stdout can be piped."""
-    return Console(stderr=True, highlight=False)
+    return _console(stderr=True)
+
+
+def _console(stderr: bool = False) -> Console:
+    """Texts stand as they are: brackets and colons in a reason or a path are no markup and no emoji."""
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False)
 
 
 class ProgressLines:
@@ -87,7 +93,13 @@ class ProgressLines:
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout, as plain text."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str), flush=True)
+    print(json_text(value, indent=2), flush=True)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON for stdout: letters as they are where it takes all of them, else escaped, so that none is lost."""
+    takes_all = (sys.stdout.encoding or "").lower().replace("-", "") in ("utf8", "utf8sig")
+    return json.dumps(value, indent=indent, ensure_ascii=not takes_all, default=str)
 
 
 def state(text: str) -> Text:
@@ -101,6 +113,12 @@ def ago(moment: datetime, now: datetime | None = None) -> str:
         if seconds >= size:
             return f"{seconds // size}{unit} ago"
     return f"{seconds}s ago"
+
+
+def tell_unasked(record: JobRecord, why: str) -> None:
+    """Remark that a job is shown as it was last seen."""
+    when = f", as it was seen {ago(record.seen)}" if record.seen else ""
+    err().print(f"{record.backend} can't be asked now{when}: {why}", style="yellow")
 
 
 def span(seconds: float | None) -> str:
@@ -182,6 +200,9 @@ def plan_rows(planned: Planned) -> list[tuple[str, str | Text]]:
     if planned.resumes:
         changed = f" with {'; '.join(planned.changed)}" if planned.changed else ", unchanged"
         rows.append(("goes on", f"from the newest checkpoint of {planned.resumes.id}{changed}"))
+        if took := planned.resumes.actual.get("seconds"):
+            paid = planned.resumes.actual.get("cost")
+            rows.append(("so far", span(took) if paid is None else f"{span(took)}, ${paid}"))
     if data is None:
         rows.append(("data", f"{job.data.train} (checked where it runs)"))
     else:
@@ -245,71 +266,36 @@ def difference_table(names: Sequence[str], sides: Sequence[Mapping[str, str | Te
     return table
 
 
-def jobs_table(records: Sequence[JobRecord], width: int, me: str | None) -> Table:
-    """One line a job; without the model where `width` has no room for it, without owners where all are mine."""
-    wide, several = width >= WIDE, any(record.owner not in (me, None) for record in records)
+def jobs_table(
+    records: Sequence[JobRecord], width: int, silent: Collection[str] = (), me: str | None = None
+) -> Table:
+    """One line a job; without the model where `width` has no room for it, without owners where all are `me`.
+
+    A state that may have changed, since its backend is `silent`, stands there with its age.
+    """
+    wide, several = width >= WIDE, any(record.owner not in (None, me) for record in records)
+    states = [_state_seen(record, silent) for record in records]
+    owners = [record.owner or "unknown" for record in records] if several else []
+    columns: dict[str, Sequence[str | Text]] = {
+        "JOB": [record.id for record in records],
+        "STATE": states,
+        "BACKEND": [record.backend for record in records],
+        **({"MODEL": [_cut(record.spec["model"]["id"], LONGEST_MODEL) for record in records]} if wide else {}),
+        **({"OWNER": owners} if several else {}),
+        "CREATED": [ago(record.created) for record in records],
+    }
+    taken = sum(max(len(cell) for cell in (name, *cells)) + 2 for name, cells in columns.items())
+    columns["RESULT"] = [_headline(record, max(width - taken, LEAST_RESULT)) for record in records]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    # An id is there to be copied: whole in its line, but for one that would leave no room for anything else.
-    table.add_column("JOB", no_wrap=all(len(record.id) <= width / 2 for record in records), overflow="fold")
-    table.add_column("STATE", no_wrap=True)
-    table.add_column("BACKEND", no_wrap=True)
-    if wide:
-        table.add_column("MODEL", overflow="ellipsis", no_wrap=True)
-    if several:
-        table.add_column("OWNER", no_wrap=True)
-    table.add_column("RESULT")
-    table.add_column("CREATED", no_wrap=True)
-    for record in records:
-        model = [record.spec["model"]["id"]] if wide else []
-        owner = [record.owner or "unknown"] if several else []
-        table.add_row(
-            record.id, state(record.state), record.backend, *model, *owner, _headline(record), ago(record.created)
-        )
+    for name in columns:
+        table.add_column(name, no_wrap=name != "JOB", overflow="fold")
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     return table
 
 
-def figures_table(evaluation: Mapping[str, Any]) -> Table | None:
-    """Baseline against tuned, one line a figure; None when nothing was judged."""
-    before, after = evaluation.get("baseline") or {}, evaluation.get("tuned") or {}
-    if not (before or after):
-        return None
-    rows = (after or before)["rows"]
-    table = Table(title=f"on {rows} held-out rows", title_justify="left", title_style="dim", header_style="bold")
-    table.add_column("")
-    for name in ("baseline", "tuned", "change"):
-        table.add_column(name, justify="right")
-    for group, label in ((None, ""), ("generation", ", answering freely")):
-        b = before if group is None else before.get(group) or {}
-        a = after if group is None else after.get(group) or {}
-        named = label or (", choosing a label" if "generation" in (after or before) else "")
-        for figure in FIGURES:
-            if figure in b or figure in a:
-                table.add_row(f"{FIGURE_NAMES[figure]}{named}", *_change(b.get(figure), a.get(figure)))
-    for figure, value in (after.get("scorer") or before.get("scorer") or {}).items():
-        table.add_row(f"scorer: {figure}", *_change((before.get("scorer") or {}).get(figure), value))
-    general = [(side.get("general") or {}).get("log_prob") for side in (before, after)]
-    if general != [None, None]:
-        table.add_row("general questions, log-prob a token", *_change(*general))
-    return table
-
-
-def confusion_table(metrics: Mapping[str, Any]) -> Table | None:
-    """The confusion matrix of one evaluation: a row an expected label, a column an answer."""
-    matrix = metrics.get("confusion_matrix")
-    if not matrix or len(matrix["labels"]) > 12:
-        return None
-    table = Table(title="expected (rows) and answered (columns), tuned", title_justify="left", title_style="dim")
-    table.add_column("")
-    for column in matrix["columns"]:
-        table.add_column(column, justify="right")
-    table.add_column("F1", justify="right", style="dim")
-    for label, row in zip(matrix["labels"], matrix["rows"], strict=True):
-        cells = [
-            Text(str(n), style="green bold" if c == label else ("red" if n else "dim"))
-            for c, n in zip(matrix["columns"], row, strict=True)
-        ]
-        table.add_row(label, *cells, f"{metrics['per_class'][label]['f1']:.2f}")
-    return table
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def files_table(files: Sequence[Mapping[str, Any]]) -> Table:
@@ -334,19 +320,36 @@ def facts_table(found: Sequence[Fact]) -> Table:
     return table
 
 
-def backends_table(found: Sequence[tuple[str, str, Sequence[Problem]]]) -> Table:
+def backends_table(found: Sequence[Readiness]) -> Table:
+    """One backend a row: whether it is ready, as whom it speaks, and what it lacks, each with its fix."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("BACKEND", no_wrap=True)
     table.add_column("READY", no_wrap=True)
     table.add_column("WHAT", overflow="fold")
-    for name, summary, problems in found:
-        ready = Text("no", style="red") if any(p.fatal for p in problems) else Text("yes", style="green")
-        lines = Text(summary)
-        for problem in problems:
+    for one in found:
+        lines = Text(one.summary)
+        if one.signed_in:
+            lines.append(f"\nsigned in as {one.signed_in}", style="green")
+        if not one.asked and one.ready:
+            lines.append(f"\nlaunch backends {one.name} asks who is signed in and what is missing", style="dim")
+        for problem in one.problems:
             lines.append(f"\n{problem.what}", style="red" if problem.fatal else "yellow")
             lines.append(f"\n  -> {problem.fix}")
-        table.add_row(name, ready, lines)
+        table.add_row(one.name, _ready(one), lines)
     return table
+
+
+def _ready(one: Readiness) -> Text:
+    if not one.ready:
+        return Text("no", style="red")
+    return Text("yes", style="green") if one.asked else Text("set up", style="yellow")
+
+
+def _state_seen(record: JobRecord, silent: Collection[str]) -> Text:
+    shown = state(record.state)
+    if record.backend in silent and not record.over and record.seen:
+        shown.append(f" {ago(record.seen)}", style="dim")
+    return shown
 
 
 def _some_labels(labels: Mapping[str, int]) -> str:
@@ -354,21 +357,13 @@ def _some_labels(labels: Mapping[str, int]) -> str:
     return ", ".join(shown) + (f", and {len(labels) - 6} more" if len(labels) > 6 else "")
 
 
-def _headline(record: JobRecord) -> str:
-    """'macro-F1 0.12 -> 0.71' from the first figure that there is."""
+def _headline(record: JobRecord, most: int) -> Text:
+    """'macro-F1 0.12 -> 0.71' or 'macro-F1 0.71' from the first figure that there is; why a job failed."""
     before, after = record.evaluation.get("baseline") or {}, record.evaluation.get("tuned") or {}
     for figure in ("macro_f1", "field_f1", "rouge_l"):
         if figure in after:
             first = f"{before[figure]:.2f} -> " if figure in before else ""
-            return f"{FIGURE_NAMES[figure]} {first}{after[figure]:.2f}"
-    return ""
-
-
-def _change(before: float | None, after: float | None) -> tuple[str, str, Text]:
-    def cell(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3f}"
-
-    if before is None or after is None:
-        return cell(before), cell(after), Text("-")
-    delta = after - before
-    return cell(before), cell(after), Text(f"{delta:+.3f}", style="green" if delta > 0 else "red")
+            both = f"{FIGURE_NAMES[figure]} {first}{after[figure]:.2f}"
+            return Text(both if len(both) <= most else f"{FIGURE_NAMES[figure]} {after[figure]:.2f}")
+    why = record.reason if record.state == "FAILED" and record.reason else ""
+    return Text(_cut(" ".join(why.split()), most), style="dim")

@@ -35,15 +35,20 @@ def load_site(backend: str, facts: Sequence[Fact], job: JobSpec | None = None) -
     for name, value in (job.site.get(backend, {}) if job else {}).items():
         known[name] = value
         where[name] = f"site.{backend}.{name}"
-    return Site(backend=backend, facts=check_facts(backend, facts, known, where), owner=owner())
+    return Site(backend=backend, facts=check_facts(backend, facts, known, where), owner=current_user())
 
 
-def owner() -> str | None:
-    """LAUNCH_OWNER, or the name under which this user is logged in."""
+def current_user() -> str | None:
+    """LAUNCH_OWNER, or the name under which this user is logged in: the owner of jobs sent from here."""
     try:
         return os.environ.get("LAUNCH_OWNER") or getpass.getuser()
     except (OSError, KeyError):  # a user without a name, as in some containers
         return None
+
+
+def sent_by_another(owner: str | None) -> bool:
+    """Is this known to be the owner of somebody else's job?"""
+    return owner not in (None, current_user())
 
 
 def how_to_set(backend: str, facts: Iterable[str]) -> str:

@@ -16,12 +16,18 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from backends.base import JobState
 from launcher.errors import ConfigError, LaunchError
 from launcher.events import Event
+from launcher.spec import JobSpec
 
 SUBMITTING = "SUBMITTING"
 """The state of a job whose token is stored and whose backend has not answered yet."""
+
+WAIT_S = 30.0
+"""How long one launcher waits for another that writes."""
 
 MIGRATIONS: tuple[str, ...] = (
     """
@@ -55,9 +61,22 @@ MIGRATIONS: tuple[str, ...] = (
     """,
     "ALTER TABLE jobs ADD COLUMN resubmits INTEGER NOT NULL DEFAULT 0;",
     "ALTER TABLE jobs ADD COLUMN unwanted INTEGER NOT NULL DEFAULT 0;",
+    "ALTER TABLE jobs ADD COLUMN seen TEXT;",
     "ALTER TABLE jobs ADD COLUMN capacity TEXT NOT NULL DEFAULT '{}';",
 )
 """Applied in order, one transaction each; the number applied is the file's user_version."""
+
+
+ELSEWHERE = "give yourself the right to write there, or set LAUNCH_HOME to another folder"
+DAMAGED = "it is damaged: move it away, and launch list --discover rebuilds what the backends still know"
+MENDED_BY = {
+    "SQLITE_BUSY": "another launch holds it: try again when that is done",
+    "SQLITE_FULL": "free space on that disk, then repeat the command",
+    "SQLITE_IOERR": "free space on that disk and look at its health, then repeat the command",
+    "SQLITE_READONLY": ELSEWHERE, "SQLITE_CANTOPEN": ELSEWHERE, "SQLITE_PERM": ELSEWHERE,
+    "SQLITE_CORRUPT": DAMAGED, "SQLITE_NOTADB": DAMAGED,
+}  # fmt: skip
+"""What SQLite calls a trouble (https://www.sqlite.org/rescode.html) -> what to do about it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +106,8 @@ class JobRecord:
     folder: str | None = None
     cursor: str | None = None
     submitter: str | None = None
+    seen: datetime | None = None
+    """When its backend last said how it stands."""
     owner: str | None = None
     url: str | None = None
     billable_s: float | None = None
@@ -111,6 +132,24 @@ class JobRecord:
         """True of a job that is over as far as is known since its backend has not shown it yet."""
         return self.over and self.ref is None
 
+    def job(self) -> JobSpec:
+        """What was asked for. Raises ConfigError where another version of finelaunch wrote it in its own way."""
+        try:
+            return JobSpec.model_validate(self.spec)
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise ConfigError(
+                f"{self.id} was sent by another version of finelaunch, which this one does not understand "
+                f"({where}: {first['msg']})",
+                "upgrade finelaunch; launch cancel, logs and fetch work all the same",
+            ) from exc
+
+    @property
+    def wants_spot(self) -> bool:
+        """Was spot capacity asked for?"""
+        return bool((self.spec.get("resources") or {}).get("spot"))
+
     @property
     def cut_short(self) -> bool:
         """True of a job whose launcher was stopped as it submitted it. One that was refused has no submitter."""
@@ -120,10 +159,10 @@ class JobRecord:
 _COLUMNS = (
     "id", "name", "backend", "ref", "state", "reason", "created", "started", "ended", "interruptions", "lineage",
     "resumes", "folder", "bundle_sha256", "cursor", "submitter", "owner", "url", "billable_s", "machine",
-    "drained", "released", "resubmits", "unwanted", "capacity", "spec", "data", "estimate",
+    "drained", "released", "resubmits", "unwanted", "seen", "capacity", "spec", "data", "estimate",
 )  # fmt: skip
 _JSON = ("spec", "data", "estimate", "capacity")
-_TIMES = ("created", "started", "ended")
+_TIMES = ("created", "started", "ended", "seen")
 
 
 class Store:
@@ -244,9 +283,11 @@ class Store:
         """What listings show of an event: each evaluation and the final figures."""
         if event.name == "eval":
             which, metrics = str(event.fields.get("which")), event.fields.get("metrics")
+            if not isinstance(metrics, dict):  # a line that only looks like our event
+                return
         elif event.name == "done":
             which, metrics = "done", {k: v for k, v in event.fields.items() if k != "files"}
-            self._put_artifacts(db, job_id, event.fields.get("files") or ())
+            self._put_artifacts(db, job_id, event.fields.get("files"))
         else:
             return
         db.execute("INSERT OR REPLACE INTO metrics VALUES (?, ?, ?)", (job_id, which, json.dumps(metrics)))
@@ -256,16 +297,14 @@ class Store:
         sql = f"INSERT INTO jobs ({', '.join(_COLUMNS)}) VALUES ({marks}) ON CONFLICT (id) DO NOTHING"
         return db.execute(sql, _to_row(job)).rowcount == 1
 
-    def _put_artifacts(self, db: sqlite3.Connection, job_id: str, files: Iterable[Mapping[str, Any]]) -> None:
+    def _put_artifacts(self, db: sqlite3.Connection, job_id: str, files: Any) -> None:
+        """A line that only looks like our event must not make the job unreadable."""
+        named = [f for f in files if isinstance(f, dict)] if isinstance(files, list) else []
+        rows = [(f.get("path"), f.get("size"), f.get("sha256")) for f in named]
         db.execute("DELETE FROM artifacts WHERE job = ?", (job_id,))
         db.executemany(
             "INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?, ?)",
-            # A line that only looks like our event must not make the job unreadable.
-            [
-                (job_id, f["path"], f["size"], f["sha256"])
-                for f in files
-                if isinstance(f, dict) and {"path", "size", "sha256"} <= f.keys()
-            ],
+            [(job_id, *row) for row in rows if [type(value) for value in row] == [str, int, str]],
         )
 
     def _read(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
@@ -282,18 +321,22 @@ class Store:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
+                db.execute("COMMIT")
             except BaseException:
-                db.execute("ROLLBACK")
+                if db.in_transaction:  # a full disk has ended it already
+                    db.execute("ROLLBACK")
                 raise
-            db.execute("COMMIT")
         except sqlite3.DatabaseError as exc:
             raise self._broken(exc) from exc
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as exc:
+                raise LaunchError(f"{self._path.parent} can't be made: {exc}", ELSEWHERE) from exc
             # Autocommit: transactions are begun by hand, so that each starts as a writer.
-            db = sqlite3.connect(self._path, timeout=30, isolation_level=None)
+            db = sqlite3.connect(self._path, timeout=WAIT_S, isolation_level=None)
             try:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("PRAGMA synchronous = FULL")
@@ -328,10 +371,9 @@ class Store:
         db.execute("COMMIT")
 
     def _broken(self, exc: sqlite3.DatabaseError) -> LaunchError:
-        return LaunchError(
-            f"the record {self._path} can't be used: {exc}",
-            "if it is damaged, move it away: launch list rebuilds what the backends still know",
-        )
+        name = getattr(exc, "sqlite_errorname", "")
+        hint = next((words for start, words in MENDED_BY.items() if name.startswith(start)), None)
+        return LaunchError(f"the record {self._path} can't be used: {exc}", hint)
 
 
 def _to_row(job: JobRecord) -> list[Any]:

@@ -8,12 +8,11 @@ from datetime import UTC, datetime
 
 import psutil
 
-from backends.base import Backend, JobState, Plan, Progress
+from backends.base import Backend, JobRef, JobState, Plan, Progress
 from launcher.discovery import Discovery
 from launcher.errors import JobNotFoundError, LaunchError, UnreachableError
 from launcher.planning import Planned, estimate_json
 from launcher.site import load_site
-from launcher.spec import JobSpec
 from launcher.store import SUBMITTING, JobRecord, Store
 
 
@@ -51,9 +50,11 @@ class Submitting:
             target.stage(plan, progress)
             ref = target.submit(plan)
         except BaseException as exc:
-            self._note_interrupted(plan, exc)
-            raise
-        self._store.adopt(plan.token, str(ref))
+            runs = self._runs_all_the_same(plan, exc)
+            if not (runs and isinstance(exc, LaunchError)):
+                raise
+        else:
+            self._note_started(plan.token, ref)
         return self._again(plan.token)
 
     def looked_up(self, record: JobRecord) -> JobRecord:
@@ -64,20 +65,30 @@ class Submitting:
         """
         if not record.over and record.submitter and _process_lives(record.submitter):
             return record
-        job = JobSpec.model_validate(record.spec)
+        job = record.job()
         site = load_site(record.backend, self._backend(record.backend).facts, job)
         if not self._discovery.adopt(job, record.backend, site, record.id):
             self._bury(record.id, record.backend, "the launcher was stopped before the job was started")
         return self._again(record.id)
 
-    def _note_interrupted(self, plan: Plan, exc: BaseException) -> None:
+    def _note_started(self, job_id: str, ref: JobRef) -> None:
+        """Raises LaunchError where that can't be, with what the user has to know of a job that costs money."""
+        try:
+            self._store.adopt(job_id, str(ref))
+        except LaunchError as exc:
+            raise LaunchError(
+                f"{job_id} was started, but that could not be noted: {exc.message}",
+                f"{exc.hint or 'mend that'}; then launch show {job_id} finds it, launch cancel {job_id} stops it",
+            ) from exc
+
+    def _runs_all_the_same(self, plan: Plan, exc: BaseException) -> bool:
         """Whether the job runs though submit did not come to its end: that costs money, so it is looked up."""
         try:
             if self._discovery.adopt(plan.job, plan.offer.backend, plan.site, plan.token):
-                return
+                return True
         except LaunchError:
             self._store.update(plan.token, submitter=None)  # not known: the next look at the job asks again
-            return
+            return False
         if isinstance(exc, LaunchError) and not isinstance(exc, UnreachableError):
             self._store.update(
                 plan.token,
@@ -89,6 +100,7 @@ class Submitting:
             )
         else:  # it may have been heard all the same
             self._bury(plan.token, plan.offer.backend, f"not submitted: {type(exc).__name__}")
+        return False
 
     def _bury(self, job_id: str, backend: str, why: str) -> None:
         """Final as every end is, but for a job that its backend turns out to know (Store.adopt)."""

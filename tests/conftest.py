@@ -171,3 +171,30 @@ def launch(home: Path, tmp_path: Path) -> Launch:
         )
 
     return run
+
+
+@pytest.fixture
+def typed(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Launch:
+    """The same in this process: what is typed, said and returned, without the start of an interpreter.
+
+    For words and exit codes; what concerns a process (signals, pipes, a terminal) takes `launch`.
+    """
+    from launcher.cli import main
+
+    def run(
+        *args: str, cwd: Path | None = None, env: Mapping[str, str] | None = None, timeout: float = 240
+    ) -> subprocess.CompletedProcess[str]:
+        with monkeypatch.context() as there:
+            there.chdir(cwd or tmp_path)
+            there.setattr(sys, "argv", ["launch", *args])
+            for name, value in {"NO_COLOR": "1", "COLUMNS": "80", **(env or {})}.items():
+                there.setenv(name, value)
+            capsys.readouterr()
+            with pytest.raises(SystemExit) as ended:
+                main()
+            said = capsys.readouterr()
+        return subprocess.CompletedProcess(args, int(ended.value.code or 0), said.out, said.err)
+
+    return run

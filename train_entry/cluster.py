@@ -175,6 +175,34 @@ def _azureml(env: Mapping[str, str]) -> Cluster:
     return Cluster(int(env["NODE_RANK"]), nodes, 0, env["MASTER_ADDR"], int(env["MASTER_PORT"]))
 
 
+def refuse_fewer_gpus(seen: int, env: Mapping[str, str] = os.environ) -> None:
+    """Raise JobError("setup") where torch sees fewer than LAUNCH_GPUS: it would train on those, or on the CPU.
+
+    The next start may get a machine whose driver works.
+    """
+    paid = env.get("LAUNCH_GPUS") or "0"
+    if not paid.isdecimal():
+        raise JobError("config", f"LAUNCH_GPUS is {paid!r}, not a number of GPUs")
+    if seen < int(paid):
+        raise JobError(
+            "setup",
+            f"torch sees {seen} GPUs, and this machine is paid for {paid}; {_driver()}",
+            "launch resume may get a whole machine; if every one fails so, the image's torch has no CUDA, or the "
+            "driver is too old for it. LAUNCH_GPUS under env: says how many there must be, where fewer are meant",
+            retry=True,
+        )
+
+
+def _driver() -> str:
+    """What the driver's own tool says first."""
+    if shutil.which("nvidia-smi") is None:
+        return "the image has no nvidia-smi"
+    told = subprocess.run(
+        ["nvidia-smi", "-L"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    return f"nvidia-smi says: {(told.stdout.strip().splitlines() or ['nothing'])[0]}"
+
+
 def _unclear(what: str) -> JobError:
     return JobError(
         "setup",

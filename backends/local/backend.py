@@ -140,7 +140,7 @@ class LocalBackend:
     ) -> Mapping[str, Any]:
         refuse_unsupported(job, self.name, self.capabilities)
         options = known_options(job, self.name, OPTIONS)
-        env = dict(job.env)
+        env = {"LAUNCH_GPUS": str(offer.gpus), **job.env}
         env |= {
             "LAUNCH_JOB_ID": token,
             "LAUNCH_INPUT_DIR": f"{{jobs}}/{token}/input",

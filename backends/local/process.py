@@ -21,6 +21,11 @@ from train_entry.failure import write_atomic
 TAIL = 12
 """Lines kept to tell why a process failed."""
 
+if sys.platform == "win32":  # it knows no sessions: a group and a console of its own keep Ctrl-C away
+    DETACHED = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
+else:
+    DETACHED = 0
+
 _children: dict[int, subprocess.Popen[bytes]] = {}
 """What this launcher started itself: asked for its end, so that a process that is over leaves the table."""
 
@@ -36,6 +41,7 @@ def start(command: Sequence[str], env: Mapping[str, str], folder: Path, log: Pat
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C in the terminal, or its end, is not the job's
+            creationflags=DETACHED,
         )
     _children[process.pid] = process
     remember(psutil.Process(process.pid), note, datetime.now(UTC))
@@ -80,20 +86,23 @@ def find(mark: str, folder: Path) -> psutil.Process | None:
     """A running `python -m train_entry MARK` in `folder`, for a launcher that died before it noted the pid."""
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
-        if line[-2:] != ["train_entry", mark] or not _lives(process):
-            continue
-        with contextlib.suppress(psutil.Error, OSError):
-            if Path(process.cwd()).resolve() == folder.resolve():
-                return process
+        if line[-2:] == ["train_entry", mark] and _lives(process) and _works_in(process, folder):
+            return process
     return None
 
 
 def running(note: Path) -> psutil.Process | None:
-    """The noted process, if it still runs; a pid that another process has by now is not it."""
+    """The noted process, if it still runs; a pid that another process has by now is not it.
+
+    The time of its start moves with the clock that is set: then it is known by its command line and its folder.
+    """
     try:
         known = json.loads(note.read_text(encoding="utf-8"))
         process = psutil.Process(known["pid"])
-        same = abs(process.create_time() - known["created"]) < 1.0
+        job = note.parent
+        same = abs(process.create_time() - known["created"]) < 1.0 or (
+            process.cmdline()[-2:] == ["train_entry", job.name] and _works_in(process, job / "output")
+        )
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return None
     return process if same and _lives(process) else None
@@ -119,6 +128,12 @@ def ask_to_stop(process: psutil.Process, stop_file: Path) -> None:
         return
     with contextlib.suppress(ProcessLookupError):
         os.kill(process.pid, signal.SIGTERM)
+
+
+def _works_in(process: psutil.Process, folder: Path) -> bool:
+    with contextlib.suppress(psutil.Error, OSError):
+        return Path(process.cwd()).resolve() == folder.resolve()
+    return False
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -138,7 +138,7 @@ class SageMakerBackend(SageMakerJobs):
                 "S3Uri": places.checkpoints_uri(site, lineage),
                 "LocalPath": places.CHECKPOINTS,
             },
-            "Environment": _environment(job, site, token),
+            "Environment": _environment(job, offer, site, token),
             "RetryStrategy": {"MaximumRetryAttempts": RETRIES},
             "Tags": _tags(job, bundle, site, token, lineage),
         }
@@ -255,10 +255,11 @@ def _stops(job: JobSpec) -> dict[str, int]:
     return {"MaxRuntimeInSeconds": run} | ({} if wait is None else {"MaxPendingTimeInSeconds": round(wait * 3600)})
 
 
-def _environment(job: JobSpec, site: Site, token: str) -> dict[str, str]:
+def _environment(job: JobSpec, offer: Offer, site: Site, token: str) -> dict[str, str]:
     region = _region(job, site)
     env = launch_env(
         job, token,
+        gpus=machines.fewest_gpus(offer, job.resources),
         inputs=places.INPUTS, outputs=places.OUTPUTS, checkpoints=places.CHECKPOINTS,
         model_cache=places.MODEL_CACHE, mounts=places.mounts(job),
         secrets={name: f"aws-sm://{region}/{name}" for name in job.secrets},

@@ -133,6 +133,11 @@ def in_words(name: str) -> str:
     return name
 
 
+def fewest_gpus(offer: Offer, resources: Resources) -> int:
+    """GPUs of the smallest machine that the job may get; 0 where one of them is not known here."""
+    return min([offer.gpus, *(BY_NAME[name].gpus if name in BY_NAME else 0 for name in resources.fallback)])
+
+
 def _is_tight(family: Family, machine: Machine) -> bool:
     """Weights pass through the host's memory on their way to the GPUs."""
     return machine.host_gib < family.memory_gib * machine.gpus

@@ -105,7 +105,8 @@ class SkyPilotBackend(SkyPilotJobs):
         container.refuse_offline_downloads(job, uris | container.model_in_bundle(bundle))
         inputs, home = store.inputs(bundle.sha256), store.of_job(token, "").rstrip("/")
         env = container.launch_env(
-            job, token, inputs=inputs, outputs=store.of_job(token, "output"),
+            job, token, gpus=machines.fewest_gpus(offer, job.resources),
+            inputs=inputs, outputs=store.of_job(token, "output"),
             checkpoints=store.of_job(lineage, "checkpoints"), model_cache=store.of_job(lineage, "model"),
             mounts=uris, secrets={},
         )  # fmt: skip

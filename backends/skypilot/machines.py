@@ -81,6 +81,12 @@ def offers(resources: Resources) -> Iterator[Offer]:
         yield _offer(gpu, count or resources.gpus, resources)
 
 
+def fewest_gpus(offer: Offer, resources: Resources) -> int:
+    """GPUs of the smallest machine that the job may get."""
+    counts = (accelerator(text, "resources.fallback")[1] for text in resources.fallback)
+    return min([offer.gpus, *(count or resources.gpus for count in counts)])
+
+
 def _offer(gpu: Gpu, count: int, resources: Resources) -> Offer:
     sold = count in USUAL_COUNTS or count == gpu.most
     return Offer(

@@ -9,7 +9,10 @@ from typing import Any
 from urllib.parse import quote
 
 from backends.base import Plan, Problem, Site
-from backends.vertex.google import LOGIN, QUOTAS, Google
+from backends.vertex import quotas
+from backends.vertex.google import LOGIN, Google
+from backends.vertex.policies import REPOSITORY
+from backends.vertex.quotas import API, PAGE
 from launcher.errors import (
     BackendError,
     ConfigError,
@@ -19,7 +22,6 @@ from launcher.errors import (
     UnreachableError,
 )
 
-API = "aiplatform.googleapis.com"
 ADVICE = "launch setup vertex --advice prints the commands"
 IMAGE = re.compile(
     r"(?P<host>[a-z0-9-]+-docker\.pkg\.dev)/(?P<name>[^@:]+)(?::(?P<tag>[\w.-]+))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
@@ -31,8 +33,8 @@ MANIFESTS = ", ".join(
         "docker.distribution.manifest.v2",
     )
 )  # fmt: skip
-METRICS = {"NVIDIA_TESLA_T4": "nvidia_t4", "NVIDIA_TESLA_A100": "nvidia_a100", "NVIDIA_H100_80GB": "nvidia_h100"}
-"""https://cloud.google.com/vertex-ai/docs/quotas#training (2026-11-23); the others are the accelerator's name."""
+READERS = ("roles/secretmanager.secretAccessor", "roles/secretmanager.admin", "roles/owner")
+"""https://cloud.google.com/secret-manager/docs/access-control (2026-11-30)"""
 CHAIN = "GOOGLE_APPLICATION_CREDENTIALS, gcloud auth application-default login, this machine's own service account"
 
 
@@ -66,9 +68,10 @@ class Account:
         if bucket := site.get("bucket"):
             found += self._of_bucket(bucket, plan is not None and plan.job.resources.region is not None)
         if image := site.get("image") if plan is None else _image_of(plan):
-            found += self._of_image(image)
+            own = plan is not None and image == plan.job.resources.image
+            found += self._of_image(image, "--set resources.image=" if own else "launch setup vertex --image ")
         if plan is not None:
-            found += [*self._of_quota(plan), *self._of_secrets(plan)]
+            found += [*self._of_quotas(plan), *self._of_secrets(plan, site.get("service_account"))]
         return [*found, *self._unsure]
 
     def _of_account(self, account: str) -> Iterator[Problem]:
@@ -109,28 +112,31 @@ class Account:
                 fatal=not elsewhere,
             )
 
-    def _of_quota(self, plan: Plan) -> Iterator[Problem]:
-        spec = plan.request["customJob"]["jobSpec"]
-        machine = spec["workerPoolSpecs"][0]["machineSpec"]
-        if "acceleratorType" not in machine:
-            return
-        cheap = spec.get("scheduling", {}).get("strategy") in ("SPOT", "FLEX_START")
-        wanted = int(machine["acceleratorCount"]) * plan.job.resources.nodes
-        metric = quota_metric(machine["acceleratorType"], cheap)
-        path = (
-            f"v1beta1/projects/{self._google.project}/services/{API}/consumerQuotaMetrics/{quote(metric, safe='')}"
-        )
-        answer = self._look(f"the quota {metric}", "serviceusage", path)
-        limit = _limit(answer or {}, self._google.region)
-        if limit is not None and 0 <= limit < wanted:
-            yield Problem(
-                what=f"the quota {metric} is {limit} in {self._google.region}, and the job needs {wanted}",
-                fix=f"ask for more: {QUOTAS.format(project=self._google.project)} "
-                "(a quota of Vertex AI's own, beside Compute Engine's)",
-                kind="quota",
-            )
+    def _of_quotas(self, plan: Plan) -> Iterator[Problem]:
+        """Too small ones; those that Google tells nothing of become one note."""
+        project, region = self._google.project, self._google.region
+        page, unknown = PAGE.format(project=project), []
+        for metric, wanted, certain in quotas.needs(plan.request["customJob"]["jobSpec"]):
+            path = f"v1beta1/projects/{project}/services/{API}/consumerQuotaMetrics/{quote(metric, safe='')}"
+            answer = self._look(f"the quota {metric}", "serviceusage", path)
+            if answer is UNSEEN:
+                continue
+            limit = quotas.limit(answer or {}, region)
+            if limit is None:
+                unknown.append(f"{metric} (the job needs {wanted})")
+            elif 0 <= limit < wanted:
+                yield Problem(
+                    what=f"the quota {metric} is {limit} in {region}, and the job needs {wanted}",
+                    fix=f"ask for more: {page} (a quota of Vertex AI's own, beside Compute Engine's)",
+                    fatal=certain,
+                    kind="quota",
+                )
+        if unknown:
+            what = f"not known here, since Google tells no limit for {region}: the quota {' and '.join(unknown)}"
+            yield Problem(what=what, fix=f"see that it is not 0: {page}", fatal=False, kind="quota")
 
-    def _of_image(self, image: str) -> Iterator[Problem]:
+    def _of_image(self, image: str, how: str) -> Iterator[Problem]:
+        """`how`: what is typed before the name of another image."""
         match = IMAGE.fullmatch(image)
         if match is None:
             return
@@ -146,25 +152,56 @@ class Account:
         if told is None:
             yield Problem(
                 what=f"there is no image {image}",
-                fix="build docker/Dockerfile and push it; launch setup vertex --image names another",
+                fix=f"build docker/Dockerfile and push it; {how.rstrip(' =')} names another",
             )
         elif match["digest"] is None and (digest := told.get("Docker-Content-Digest")):
             yield Problem(
                 what=f"image {image} has no digest: what it holds may change between two jobs",
-                fix=f"name it as it is now: {match['host']}/{match['name']}@{digest}",
+                fix=f"{how}{match['host']}/{match['name']}@{digest}",
                 fatal=False,
             )
 
-    def _of_secrets(self, plan: Plan) -> Iterator[Problem]:
+    def _of_secrets(self, plan: Plan, account: str | None) -> Iterator[Problem]:
+        """Has each secret a value, and may the job's account read it? A secret without a value exists too."""
         project = self._google.project
         for name in plan.job.secrets:
-            path = f"v1/projects/{project}/secrets/{quote(name)}"
-            if self._look(f"secret {name}", "secretmanager", path) is None:
+            path = f"v1/projects/{project}/secrets/{quote(name)}/versions/latest"
+            found = self._look(f"secret {name}", "secretmanager", path)
+            state = None if found is None else found.get("state", "ENABLED")
+            if state != "ENABLED":
+                lacks = "its newest version is disabled or destroyed" if state else "it is not there, or empty"
                 yield Problem(
-                    what=f"there is no secret {name} in Secret Manager of {project}",
+                    what=f"no value can be read of secret {name} in Secret Manager of {project}: {lacks}",
                     fix=f"launch secrets put {name} --backend vertex",
                     kind="credentials",
                 )
+            elif account and self._may_not_read(account, name):
+                yield Problem(  # a group or a folder may allow it, which is not seen here
+                    what=f"as far as can be seen, {account} may not read secret {name}",
+                    fix=f"gcloud secrets add-iam-policy-binding {name} --project {project} "
+                    f"--role {READERS[0]} --member serviceAccount:{account}",
+                    fatal=False,
+                )
+
+    def _may_not_read(self, account: str, name: str) -> bool:
+        """True where both policies can be seen, and neither has the account in a role that may read."""
+        project = self._google.project
+        asked: tuple[tuple[str, str, dict[str, Any] | None], ...] = (
+            ("secretmanager", f"v1/projects/{project}/secrets/{quote(name)}:getIamPolicy", None),
+            ("cloudresourcemanager", f"v1/projects/{project}:getIamPolicy", {}),
+        )
+        for service, path, body in asked:
+            try:
+                policy = self._google.ask(service, path, f"looking at who may read {name}", body)
+            except LaunchError:
+                return False
+            for binding in policy.get("bindings") or ():
+                own = not str(binding.get("role")).startswith("roles/")  # a role of theirs may hold the right
+                if f"serviceAccount:{account}" in binding.get("members", ()) and (
+                    own or binding["role"] in READERS
+                ):
+                    return False
+        return True
 
     def _look(
         self, what: str, service: str, path: str, body: Mapping[str, Any] | None = None
@@ -182,12 +219,6 @@ class Account:
 UNSEEN: dict[str, Any] = {}
 
 
-def quota_metric(accelerator: str, cheap: bool) -> str:
-    """The quota on GPUs of custom jobs; SPOT and FLEX_START have the `preemptible` one."""
-    name = METRICS.get(accelerator, accelerator.lower())
-    return f"{API}/custom_model_training_{'preemptible_' if cheap else ''}{name}_gpus"
-
-
 def home_of(account: str) -> str:
     """The project of a service account, as its address says it; `-`, any, where it does not.
 
@@ -202,7 +233,7 @@ def home_of(account: str) -> str:
 
 
 def facts_of(known: Mapping[str, str]) -> Mapping[str, Sequence[str]]:
-    """Project and region as gcloud has them, then the project's buckets there and its service accounts.
+    """Project and region as gcloud has them, then the project's buckets there, service accounts and images.
 
     What may not be listed is left out.
     """
@@ -218,11 +249,19 @@ def facts_of(known: Mapping[str, str]) -> Mapping[str, Sequence[str]]:
         found = google.ask("iam", f"v1/projects/{project}/serviceAccounts", "listing service accounts")
         return [str(a["email"]) for a in found.get("accounts") or () if not a.get("disabled")]
 
+    def images() -> list[str]:
+        """Of the repository that `advice` makes, by digest, the newest first."""
+        path = f"v1/projects/{project}/locations/{region}/repositories/{REPOSITORY}/dockerImages"
+        found = google.ask("artifactregistry", path, "listing images", host="artifactregistry.googleapis.com")
+        newest = sorted(found.get("dockerImages") or (), key=lambda i: str(i.get("updateTime")), reverse=True)
+        return [str(image["uri"]) for image in newest]
+
     return {
         "project": [project],
         "region": [region],
         "bucket": sorted(_if_seen(buckets), key=_likely),
         "service_account": sorted(_if_seen(accounts), key=_likely),
+        "image": _if_seen(images),
     }
 
 
@@ -258,19 +297,6 @@ def _usual_project() -> str:
 
 def _likely(name: str) -> tuple[bool, str]:
     return not re.search("finelaunch|train|vertex", name), name
-
-
-def _limit(answer: Mapping[str, Any], region: str) -> int | None:
-    """Of a consumerQuotaMetric: its limit in the region, else the one without a region; -1 is none at all.
-
-    https://cloud.google.com/service-usage/docs/reference/rest/v1beta1/services.consumerQuotaMetrics
-    """
-    found: dict[str, int] = {}
-    for limit in answer.get("consumerQuotaLimits") or ():
-        for bucket in limit.get("quotaBuckets") or ():
-            if "effectiveLimit" in bucket:
-                found[bucket.get("dimensions", {}).get("region", "")] = int(bucket["effectiveLimit"])
-    return found.get(region, found.get(""))
 
 
 def _unseen(what: str, exc: LaunchError) -> Problem:

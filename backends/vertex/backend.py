@@ -19,7 +19,7 @@ from backends.container import (
     model_in_bundle,
     refuse_offline_downloads,
 )
-from backends.vertex import machines, policies, words
+from backends.vertex import identity, machines, policies, words
 from backends.vertex.account import Account, facts_of
 from backends.vertex.checks import FLEX_LIMIT_S, MOST_LABEL, check_request, is_label
 from backends.vertex.contract import contract
@@ -107,6 +107,9 @@ class VertexBackend(VertexJobs):
         if plan is not None:
             region, _, project = scope_of(plan.request["parent"]).partition(".")
         return Account(Google(project, region)).problems(site, plan) if project and region else []
+
+    def signed_in(self, site: Site) -> str:
+        return identity.signed_in(Google(site.need("project"), site.get("region") or "global"))
 
     def find_facts(self, known: Mapping[str, str]) -> Mapping[str, Sequence[str]]:
         return facts_of(known)
@@ -218,7 +221,7 @@ def _image(job: JobSpec, site: Site) -> str:
         raise UnsupportedError(
             f"{field}: Google's prebuilt training images end with Python 3.10 and torch 2.4; "
             "the job needs Python 3.11 and torch 2.6",
-            "build docker/Dockerfile and name that image (docs/architecture.md, Images)",
+            "build docker/Dockerfile and name that image (docs/container.md, Images)",
         )
     return image
 
@@ -230,6 +233,7 @@ def _environment(
     project = site.need("project")
     env = launch_env(
         job, token,
+        gpus=offer.gpus,
         inputs=f"{place}/bundles/{bundle.sha256}",
         outputs=f"{place}/jobs/{token}/output",
         checkpoints=f"{place}/jobs/{lineage}/checkpoints",

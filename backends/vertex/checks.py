@@ -8,7 +8,7 @@ from typing import Any
 
 from backends.base import Fact
 from backends.container import with_examples
-from backends.vertex.machines import BUILT_IN, FLEX_START, GPUS_OF, ON_N1
+from backends.vertex.machines import BUILT_IN, FLEX_START, GPUS_OF, NEVER_ON_DEMAND, ON_N1
 from launcher.errors import BackendNotInstalledError, ConfigError
 
 MOST_LABEL = 63
@@ -23,6 +23,9 @@ MOST_DISPLAY_NAME = 128
 PARENT = re.compile(r"projects/([^/]+)/locations/([a-z0-9-]+)")
 NETWORK = re.compile(r"projects/\d+/global/networks/[^/]+")
 KEY = re.compile(r"projects/[^/]+/locations/([^/]+)/keyRings/[^/]+/cryptoKeys/[^/]+")
+RESERVATION_KEY = "compute.googleapis.com/reservation-name"
+RESERVATION = re.compile(r"projects/[^/]+/zones/[^/]+/reservations/[^/]+")
+RESERVED = ("ANY_RESERVATION", "SPECIFIC_RESERVATION")
 OUTPUT_ONLY = ("name", "state", "createTime", "startTime", "endTime", "updateTime", "error", "webAccessUris")
 HINT = "launch plan --backend vertex --json shows the request; backend_options.vertex is laid over it"
 
@@ -140,16 +143,21 @@ def _of_scheduling(job: Any) -> Iterator[str]:
         yield f"{at}.strategy: {strategy} is deprecated; use STANDARD, SPOT or FLEX_START"
     if scheduling.disable_retries and scheduling.restart_job_on_worker_restart:
         yield f"{at}.disableRetries: overrides restartJobOnWorkerRestart, which several nodes need"
+    pools = [pool for pool in spec.worker_pool_specs if pool.replica_count]
+    if strategy not in ("SPOT", "FLEX_START"):
+        for kind in sorted({pool.machine_spec.machine_type for pool in pools} & NEVER_ON_DEMAND):
+            yield f"{at}.strategy: {strategy}; Google has {kind} as SPOT or FLEX_START only"
     if strategy != "FLEX_START":
         if "max_wait_duration" in scheduling:
             yield f"{at}.maxWaitDuration: only FLEX_START has it, the strategy is {strategy}"
         return
     if timeout > FLEX_LIMIT_S:
         yield f"{at}.timeout: {timeout:g} s; FLEX_START runs {FLEX_LIMIT_S} s (7 days) at most"
-    pools = [pool for pool in spec.worker_pool_specs if pool.replica_count]
     for accelerator in sorted({pool.machine_spec.accelerator_type.name for pool in pools}):
         if accelerator not in FLEX_START:
             yield f"{at}.strategy: FLEX_START has no {accelerator}"
+    if any(p.machine_spec.reservation_affinity.reservation_affinity_type.name in RESERVED for p in pools):
+        yield f"{at}.strategy: FLEX_START waits for free machines; one of a reservation is had with STANDARD"
     if any(pool.machine_spec != pools[0].machine_spec for pool in pools):
         yield f"{at}.strategy: FLEX_START wants the same machineSpec in every pool"
 
@@ -199,7 +207,22 @@ def _of_machine(machine: Any) -> Iterator[str]:
         yield f"machineSpec.machineType: {kind} can't take {accelerator}"
     if machine.accelerator_type and machine.accelerator_count < 1:
         yield "machineSpec.acceleratorCount: is missing"
-    reservation = machine.reservation_affinity
-    specific = reservation.reservation_affinity_type.name == "SPECIFIC_RESERVATION"
-    if specific and not (reservation.key and reservation.values):
+    elif not built_in and accelerator in ON_N1 and machine.accelerator_count not in ON_N1[accelerator]:
+        yield f"machineSpec.acceleratorCount: of {accelerator} a machine has one of {ON_N1[accelerator]}"
+    yield from _of_reservation(machine.reservation_affinity)
+
+
+def _of_reservation(affinity: Any) -> Iterator[str]:
+    """ReservationAffinity, google-cloud-aiplatform 2.7.0."""
+    if affinity.reservation_affinity_type.name != "SPECIFIC_RESERVATION":
+        return
+    if not (affinity.key and affinity.values):
         yield "machineSpec.reservationAffinity: SPECIFIC_RESERVATION needs key and values"
+    elif affinity.key != RESERVATION_KEY:
+        yield f"machineSpec.reservationAffinity.key: {affinity.key!r} is not {RESERVATION_KEY}"
+    for value in affinity.values:
+        if not RESERVATION.fullmatch(value):
+            yield (
+                f"machineSpec.reservationAffinity.values: {value!r} is no reservation's full name, "
+                "projects/P/zones/Z/reservations/NAME"
+            )

@@ -17,8 +17,8 @@ from backends.vertex.places import MOUNTS
 
 PORT = 2222
 """The one that Vertex keeps free on every replica."""
-JOB_NUMBER = "1234567890123456789"
-"""In what the container is told: a rehearsal has no job of Vertex's."""
+PROJECT_NUMBER, JOB_NUMBER = "123456789012", "1234567890123456789"
+"""In what the container is told: a rehearsal has no job of Vertex's, and does not ask for the project's number."""
 
 
 def contract(plan: Plan, root: Path, node: int) -> ContainerContract:
@@ -32,7 +32,7 @@ def contract(plan: Plan, root: Path, node: int) -> ContainerContract:
     env = {name: value.replace(f"{mount}/", f"{gcs}/") for name, value in own.items()}
     env |= {
         **aip(spec["baseOutputDirectory"]["outputUriPrefix"]),
-        "CLOUD_ML_PROJECT_ID": parent.group(1) if parent else "",
+        "CLOUD_ML_PROJECT_ID": PROJECT_NUMBER,
         "CLOUD_ML_REGION": parent.group(2) if parent else "",
         "CLOUD_ML_JOB_ID": JOB_NUMBER,
         "CLUSTER_SPEC": json.dumps(cluster_spec(spec, node)),

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from backends.vertex.quotas import API, PAGE
 from launcher.errors import (
     BackendError,
     BackendNotInstalledError,
@@ -23,7 +24,6 @@ SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 CALL_S = 60
 RETRY_S = 60
 LOGIN = "gcloud auth application-default login (or GOOGLE_APPLICATION_CREDENTIALS), then the same command again"
-QUOTAS = "https://console.cloud.google.com/iam-admin/quotas?service=aiplatform.googleapis.com&project={project}"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PLACES = {
     "vertex": ("LAUNCH_VERTEX_ENDPOINT", "https://{region}-aiplatform.googleapis.com"),
@@ -31,7 +31,7 @@ PLACES = {
     "storage": ("STORAGE_EMULATOR_HOST", "https://storage.googleapis.com"),
     **{
         name: (f"CLOUDSDK_API_ENDPOINT_OVERRIDES_{name.upper()}", f"https://{name}.googleapis.com")
-        for name in ("secretmanager", "serviceusage", "iam", "cloudresourcemanager")
+        for name in ("secretmanager", "serviceusage", "iam", "cloudresourcemanager", "openidconnect")
     },
     "artifactregistry": ("CLOUDSDK_API_ENDPOINT_OVERRIDES_ARTIFACTREGISTRY", "https://{host}"),
 }
@@ -137,6 +137,20 @@ class Google:
         if (made := self._clients.get("credentials")) is None:
             with self.errors("looking for Google credentials"):
                 made = self._clients["credentials"] = google.auth.default(scopes=SCOPES)[0]
+        return made if service == "storage" else self._counted(made)
+
+    def _counted(self, credentials: Any) -> Any:
+        """A login that names no project on which its calls count, with ours: most services refuse it otherwise.
+
+        https://cloud.google.com/docs/authentication/adc-troubleshooting/user-creds (2026-11-30)
+        """
+        from google.oauth2.credentials import Credentials
+
+        if not isinstance(credentials, Credentials) or credentials.quota_project_id:
+            return credentials
+        if (made := self._clients.get("counted credentials")) is None:
+            made = credentials.with_quota_project(self.project)
+            self._clients["counted credentials"] = made
         return made
 
     def _session(self, service: str) -> Any:
@@ -230,15 +244,11 @@ def _of_answer(exc: Any, doing: str, project: str) -> LaunchError:
     if isinstance(exc, g.Unauthorized):
         return CredentialsError(f"{doing}: Google does not accept the credentials: {said}", LOGIN)
     if isinstance(exc, g.Forbidden):
-        if "SERVICE_DISABLED" in str(exc) or "has not been used in project" in said:
-            fix = f"gcloud services enable aiplatform.googleapis.com --project {project}"
-        else:
-            fix = "launch setup vertex --advice shows the roles that are needed"
-        return BackendError(f"{doing}: Google refuses it: {said}", fix)
+        return BackendError(f"{doing}: Google refuses it: {said}", _way_in(exc, project))
     if isinstance(exc, g.NotFound):
         return JobNotFoundError(f"{doing}: Google has it no more, or never had: {said}", "launch list")
     if isinstance(exc, g.TooManyRequests) and _is_quota(said):
-        return QuotaError(f"{doing}: {said}", f"ask for more: {QUOTAS.format(project=project)}")
+        return QuotaError(f"{doing}: {said}", f"ask for more: {PAGE.format(project=project)}")
     if exc.code is None or int(exc.code) >= 500 or isinstance(exc, g.TooManyRequests):
         return UnreachableError(f"{doing}: Google is busy or broken: {said}", "the same command again, later")
     return BackendError(
@@ -246,8 +256,21 @@ def _of_answer(exc: Any, doing: str, project: str) -> LaunchError:
     )
 
 
+def _way_in(exc: Any, project: str) -> str:
+    """What to type after a 403."""
+    said = exc.message
+    if "requires a quota project" in said:  # with the reason SERVICE_DISABLED, too
+        return f"gcloud auth application-default set-quota-project {project}"
+    if "permission to use project" in said:
+        return "roles/serviceusage.serviceUsageConsumer is needed: launch setup vertex --advice prints the command"
+    if "SERVICE_DISABLED" in str(exc) or "has not been used in project" in said:
+        service = (exc.metadata or {}).get("service") or API
+        return f"gcloud services enable {service} --project {project}"
+    return "launch setup vertex --advice shows the roles that are needed"
+
+
 def _is_quota(said: str) -> bool:
-    """A quota on GPUs, not one on calls a minute."""
+    """A quota on machines, not one on calls a minute."""
     return "custom_model_training" in said
 
 

@@ -30,6 +30,10 @@ from launcher.errors import (
 )
 from train_entry.failure import FAILURE
 
+SEE_LOG = "To find out more about why your job exited"
+"""With which Vertex ends the reason of a failure: a page's address, of the log that `launch logs` shows."""
+STOCKOUT, WAY_OUT = "Resources are insufficient", "resources.max_wait_hours waits longer for them (flex-start)"
+"""https://cloud.google.com/vertex-ai/docs/training/understanding-training-service (2026-11-30)"""
 CONSOLE = "https://console.cloud.google.com/agent-platform/locations/{region}/training/{number}?project={project}"
 WAITS_S = (1.0, 2.0, 4.0, 8.0)
 """Between two tries to create a job; in between it is looked for."""
@@ -275,7 +279,7 @@ class VertexJobs:
             return "cancelled"
         if state != JobState.FAILED:
             return None
-        storage, said = self._storage_of(ref, job), job.error.message.strip() or "failed; see the log"
+        storage, said = self._storage_of(ref, job), _in_one_line(job.error.message) or "failed; see the log"
         try:
             if told := storage.get(f"{_output_key(ref.id)}{FAILURE}"):
                 return str(json.loads(told)["message"])
@@ -287,7 +291,7 @@ class VertexJobs:
             raise
         except (LaunchError, ValueError, LookupError, TypeError):  # its words are enough
             return said
-        return " | ".join([said, *errors])
+        return " | ".join([said, *errors, *([WAY_OUT] if said.startswith(STOCKOUT) else [])])
 
     def _delete(self, google: Google, name: str, ref: JobRef) -> None:
         """Delete the job and wait for it: the REST client would look for the operation at another address."""
@@ -331,6 +335,11 @@ def _runs(events: bytes) -> int:
             if event["event"] != "failure":
                 found.add(event["run"])
     return len(found)
+
+
+def _in_one_line(said: str) -> str:
+    """Vertex's words for a failure without the address of its log."""
+    return " ".join(said.partition(SEE_LOG)[0].split())
 
 
 def _age(job: Any) -> tuple[datetime, str]:

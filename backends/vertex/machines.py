@@ -70,8 +70,11 @@ Left out: V100, P100, P4 (too old for the pinned torch), GB200 (reservations onl
 
 DEFAULT = "L4"
 """The first offer of a job that names no GPU: T4, which is cheaper, has no bfloat16."""
-ON_N1 = {"NVIDIA_TESLA_T4", "NVIDIA_TESLA_V100", "NVIDIA_TESLA_P100", "NVIDIA_TESLA_P4"}
-"""Attached to an N1 machine of any size; every other GPU comes with its own machine types."""
+ON_N1 = {
+    "NVIDIA_TESLA_T4": (1, 2, 4), "NVIDIA_TESLA_V100": (1, 2, 4, 8), "NVIDIA_TESLA_P100": (1, 2, 4),
+    "NVIDIA_TESLA_P4": (1, 2, 4),
+}  # fmt: skip
+"""Attached to an N1 machine, in these numbers; every other GPU comes with its own machine types."""
 BUILT_IN = {
     "g2-standard-": "NVIDIA_L4",
     "g4-standard-": "NVIDIA_RTX_PRO_6000",
@@ -121,6 +124,7 @@ def offers(backend: str, wanted: Resources) -> Iterator[Offer]:
             nodes=wanted.nodes,
             gpu_memory_gib=family.memory_gib,
             spot=wanted.spot,
+            flex=wanted.max_wait_hours is not None,
             note=family.note if on_demand else None,
         )
 

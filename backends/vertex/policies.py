@@ -7,12 +7,14 @@ from collections.abc import Mapping
 SERVICES = ("aiplatform", "storage", "logging", "secretmanager", "artifactregistry", "iam", "serviceusage")
 JOB_ROLES = ("roles/artifactregistry.reader", "roles/logging.logWriter", "roles/secretmanager.secretAccessor")
 """Of the jobs' service account in the project; its bucket it gets alone."""
+REPOSITORY = "finelaunch"
+"""Of images, in Artifact Registry."""
 USER_ROLES = (
     "roles/aiplatform.user",
     "roles/artifactregistry.reader",
     "roles/logging.viewer",
     "roles/secretmanager.admin",
-    "roles/serviceusage.serviceUsageViewer",
+    "roles/serviceusage.serviceUsageConsumer",
 )
 
 
@@ -23,7 +25,7 @@ def advice(known: Mapping[str, str]) -> str:
     account = known.get("service_account", f"finelaunch-training@{project}.iam.gserviceaccount.com")
     bind = f"gcloud projects add-iam-policy-binding {project} --condition=None"
     on_bucket = f"gcloud storage buckets add-iam-policy-binding gs://{bucket} --role roles/storage"
-    repository = f"{region}-docker.pkg.dev/{project}/finelaunch"
+    repository = f"{region}-docker.pkg.dev/{project}/{REPOSITORY}"
     parts = [
         ("the services", f"gcloud services enable {' '.join(f'{s}.googleapis.com' for s in SERVICES)} "
          f"--project {project}"),
@@ -44,8 +46,9 @@ def advice(known: Mapping[str, str]) -> str:
             "--role roles/iam.serviceAccountUser --member user:YOU",
         ])),
         ("an image", "\n".join([
-            f"gcloud artifacts repositories create finelaunch --project {project} --location {region} "
+            f"gcloud artifacts repositories create {REPOSITORY} --project {project} --location {region} "
             "--repository-format docker",
+            f"gcloud auth configure-docker {region}-docker.pkg.dev",
             f"docker build -f docker/Dockerfile -t {repository}/train:1 . && docker push {repository}/train:1",
         ])),
         ("then", f"launch setup vertex --project {project} --region {region} --bucket {bucket} "

@@ -11,7 +11,7 @@ from launcher.commands import options
 from launcher.commands.cost_accuracy import accuracy
 
 
-@click.command("preview")
+@click.command("preview", short_help="The job on every backend's offers.")
 @options.job_file
 @click.option(
     "--backend", "-b", "backends", multiple=True, metavar="NAME", shell_complete=options.complete_backend,
@@ -45,8 +45,10 @@ def preview(
 
     Needs no credentials and no network. Unknown is a word, never 0.
     """
+    import gc
     from typing import cast
 
+    gc.disable()  # what a second's work makes stays to its end, and looking for garbage takes a tenth of it
     from cost.preview import Limits, Sort
     from cost.prices.files import latest_day
     from launcher import costing, costjson, costview, screen

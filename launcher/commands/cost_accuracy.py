@@ -7,7 +7,7 @@ import click
 from launcher.commands import options
 
 
-@click.command("accuracy")
+@click.command("accuracy", short_help="Estimates against what finished jobs took.")
 @click.option("--all", "-a", "everything", is_flag=True, help="Not only the newest 20 jobs.")
 @options.as_json
 def accuracy(everything: bool, as_json: bool) -> None:

@@ -12,7 +12,8 @@ from launcher.commands import options
 @click.command("fetch")
 @options.job_or_newest
 @click.option("--to", type=click.Path(path_type=Path, file_okay=False), help="Folder; default: ./JOB.")
-def command(job: str | None, to: Path | None) -> None:
+@options.as_json
+def command(job: str | None, to: Path | None, as_json: bool) -> None:
     """Download what JOB (default: the newest) left; every file verified, repeatable when interrupted."""
     from launcher import screen
 
@@ -20,4 +21,8 @@ def command(job: str | None, to: Path | None) -> None:
     record = client.get(job)
     folder = client.fetch(record.id, to or Path(record.id))
     files = [p for p in folder.rglob("*") if p.is_file()]
-    click.echo(f"{folder}: {len(files)} files, {screen.size(sum(p.stat().st_size for p in files))}")
+    size = sum(p.stat().st_size for p in files)
+    if as_json:
+        screen.print_json({"id": record.id, "folder": str(folder), "files": len(files), "bytes": size})
+    else:
+        click.echo(f"{folder}: {len(files)} files, {screen.size(size)}")

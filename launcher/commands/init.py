@@ -25,7 +25,13 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 
 @click.command("init")
 @click.option(
-    "--template", "-t", default=DEFAULT_TEMPLATE, show_default=True, metavar="NAME", shell_complete=_complete
+    "--template",
+    "-t",
+    default=DEFAULT_TEMPLATE,
+    show_default=True,
+    metavar="NAME",
+    shell_complete=_complete,
+    help="What to begin with.",
 )
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=".", metavar="[FOLDER]")
 def command(template: str, folder: Path) -> None:

@@ -10,13 +10,12 @@ from launcher.commands import options
 @click.command("logs")
 @options.job_or_newest
 @click.option("--follow", "-f", is_flag=True, help="Stay until the job ends.")
-@click.option("--tail", "-n", type=click.IntRange(min=0), help="The last lines only.")
+@click.option("--tail", "-n", type=click.IntRange(min=0), metavar="N", help="The last lines only.")
 @options.as_json
 def command(job: str | None, follow: bool, tail: int | None, as_json: bool) -> None:
     """What JOB (default: the newest) printed, its events as words; --json: its events as JSON lines."""
-    import json
-
     from backends.base import JobStatus, LogLine
+    from launcher import screen
     from launcher.events import Event, from_line
     from launcher.live import as_words, in_trouble, spent_so_far, submitted_anew
     from launcher.observing import Resubmitted, Spending, Trouble
@@ -28,7 +27,7 @@ def command(job: str | None, follow: bool, tail: int | None, as_json: bool) -> N
     def show(item: LogLine | Event) -> None:
         if as_json:
             if isinstance(item, Event):
-                click.echo(json.dumps(item.as_json(), ensure_ascii=False))
+                click.echo(screen.json_text(item.as_json()))
             return
         line = item.text if isinstance(item, LogLine) else as_words(item)
         if line is not None:

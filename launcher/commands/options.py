@@ -14,11 +14,15 @@ DEFAULT_JOB_FILE = "launch.yaml"
 
 
 def complete_job(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from launcher.errors import LaunchError
     from launcher.home import home
     from launcher.store import Store
 
     path = home() / "record.db"
-    return [record.id for record in Store(path).find(incomplete)] if path.exists() else []
+    try:
+        return [record.id for record in Store(path).find(incomplete)] if path.exists() else []
+    except LaunchError:  # nothing that a prompt could show
+        return []
 
 
 def complete_backend(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -33,6 +37,13 @@ job_file = click.argument(
 backend = click.option(
     "--backend", "-b", metavar="NAME", shell_complete=complete_backend, help="Where to run; wins over the file."
 )
+only_backend = click.option(
+    "--backend", "-b", metavar="NAME", shell_complete=complete_backend, help="This backend alone."
+)
+region = click.option("--region", metavar="REGION", help="Look there, not in your account's region.")
+detach = click.option("--detach", "-d", is_flag=True, help="Return when the job has started.")
+yes_to_money = click.option("--yes", "-y", is_flag=True, help="Do not ask before spending money.")
+yes = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
 sets = click.option(
     "--set", "sets", multiple=True, metavar="PATH=VALUE", help="Override a field: --set train.epochs=5."
 )

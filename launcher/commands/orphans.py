@@ -8,16 +8,18 @@ from launcher.commands import options
 
 
 @click.command("orphans")
-@options.backend
+@options.only_backend
+@options.region
 @options.as_json
-def command(backend: str | None, as_json: bool) -> None:
+def command(backend: str | None, region: str | None, as_json: bool) -> None:
     """What is alive at the backends that are set up, and no job of your record owns, with what it costs an hour.
 
-    Jobs sent from elsewhere, and machines whose job is over. Nothing is stopped: each line says what stops it.
+    Jobs sent from elsewhere, and machines whose job is over; with --backend and --region, in another region than
+    yours. Nothing is stopped: each line says what stops it.
     """
     from launcher import screen
 
-    found, silent = options.make_client().orphans([backend] if backend else [])
+    found, silent = options.make_client().orphans([backend] if backend else [], region)
     console = screen.err()
     for name, why in silent.items():
         console.print(f"{name} can't be asked: {why}", style="yellow")

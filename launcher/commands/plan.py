@@ -62,6 +62,7 @@ def _describe(planned: Planned) -> dict[str, Any]:
 
 def _show(client: Client, planned: Planned, job_file: Path) -> None:
     from launcher import costview, screen
+    from launcher.planning import too_small
     from launcher.site import how_to_set
 
     where = "" if job_file == Path(options.DEFAULT_JOB_FILE) else f" {job_file}"
@@ -76,13 +77,15 @@ def _show(client: Client, planned: Planned, job_file: Path) -> None:
         console.print(f"note: {warning}", style="yellow")
     if planned.unchecked:
         hint = planned.unchecked
-        console.print(f"not checked against the vendor's model: {hint}", style="yellow", markup=False)
+        console.print(f"not checked against the vendor's model: {hint}", style="yellow")
     name = planned.plan.offer.backend
     if unset := _unset(planned):
         console.print(f"not set yet: {', '.join(unset)}", style="yellow")
         console.print(f"  {how_to_set(name, unset)}", soft_wrap=True)
     elif why := client.obstacle(planned.plan):
         console.print(f"not sent by this version: {why}", style="yellow")
+    elif small := too_small(planned.choice):
+        console.print(f"{small.message}\n  -> {small.hint}", style="yellow")
     else:
         console.print(f"the job is good: launch run{where} starts it", style="green", soft_wrap=True)
     console.print(f"the request itself: launch plan{where} --json", style="dim", soft_wrap=True)

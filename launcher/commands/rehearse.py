@@ -30,6 +30,7 @@ def command(
     on from its checkpoint on a new one.
     """
     from launcher import screen
+    from launcher.figures import figures_table
     from launcher.load import load_job
 
     client = options.make_client()
@@ -53,6 +54,6 @@ def command(
         rows.append(("interrupted", f"after step {seen.interrupted_at}; it went on from step {seen.resumed_at}"))
     rows.append(("output", str(seen.output)))
     out.print(screen.facts(rows))
-    figures = screen.figures_table(seen.evaluation)
-    if figures is not None:
-        out.print(figures)
+    judged = figures_table(seen.evaluation)
+    if judged is not None:
+        out.print(judged)

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import click
 
-from launcher.commands import options
+from launcher.commands import options, starting
 
 
 @click.command("resume")
 @options.job
-@click.option("--detach", "-d", is_flag=True, help="Return when the job has started.")
+@options.detach
+@options.yes_to_money
 @options.as_json
-def command(job: str, detach: bool, as_json: bool) -> None:
-    """Start a new job that goes on where JOB, which ended early, left off."""
-    import json
+def command(job: str, detach: bool, yes: bool, as_json: bool) -> None:
+    """Start a new job that goes on where JOB, which ended early, left off.
 
-    from launcher import screen
-    from launcher.outcome import stay, unfollowed
-
+    What it can cost is shown, and asked, before it starts.
+    """
     client = options.make_client()
-    console = screen.err()
-    record = client.resume(job, screen.ProgressLines(console))
-    if as_json:
-        print(json.dumps({"event": "submitted", "id": record.id, "ref": record.ref}), flush=True)
-    else:
-        console.print(f"{record.id} goes on from {record.resumes}")
-    if detach and client.needs_follower(record):
-        console.print(unfollowed(record), soft_wrap=True)
-    if not detach:
-        stay(client, record.id, as_json)
+    starting.start(client, client.plan_resume(job), detach=detach, yes=yes, as_json=as_json)

@@ -17,9 +17,11 @@ def command() -> None:
 
 @command.command("put")
 @click.argument("name")
-@options.backend
+@click.option(
+    "--backend", "-b", metavar="NAME", shell_complete=options.complete_backend, help="Whose store; default: local."
+)
 def put(name: str, backend: str | None) -> None:
-    """Store the value of NAME for --backend (default: local): asked for, or read from standard input.
+    """Store the value of NAME: asked for, or read from standard input.
 
     A new value replaces the old one. It is never an argument: a shell keeps those.
     """

@@ -20,10 +20,10 @@ def command(backend: str, facts: tuple[str, ...]) -> None:
     """Tell BACKEND the facts of your account: role, bucket, project, ... ; asks for what no option names.
 
     \b
-    launch setup BACKEND --list      the facts, each with an example (--json for scripts)
-    launch setup BACKEND --find      look them up in the account, and say what is missing
-    launch setup BACKEND --advice    commands and least-privilege policies that make what is missing
-    launch setup BACKEND --install   build the environment of a vendor's SDK that lives by itself (skypilot)
+    --list      the facts, each with an example (--json for scripts)
+    --find      look them up in the account; who is signed in, what is missing
+    --advice    commands and least-privilege policies that make what is missing
+    --install   build the environment of an SDK that lives by itself (skypilot)
 
     They are kept in your configuration folder. No secret is asked for: credentials stay where the vendor's own
     tools keep them.
@@ -91,12 +91,16 @@ def _completed(target: Backend, values: dict[str, str], find: bool, given: bool)
 
 
 def _found(target: Backend, values: dict[str, str]) -> dict[str, str]:
-    """The best value of each fact that is not known yet; all of them are shown."""
-    best = {}
-    for name, candidates in _finder(target).find_facts(values).items():
-        if name in values or not candidates:
-            continue
-        best[name] = candidates[0]
+    """The best value of each fact that is not known yet; all of them are shown, and as whom that was asked."""
+    from backends.base import SaysWho, Site
+
+    told = _finder(target).find_facts(values)
+    found = {name: candidates for name, candidates in told.items() if candidates and name not in values}
+    best = {name: candidates[0] for name, candidates in found.items()}
+    if isinstance(target, SaysWho):
+        who = target.signed_in(Site(backend=target.name, facts={**best, **values}))
+        click.echo(f"signed in as {who}", err=True)
+    for name, candidates in found.items():
         others = f" (also: {', '.join(candidates[1:4])})" if len(candidates) > 1 else ""
         click.echo(f"found {name}: {candidates[0]}{others}", err=True)
     return best

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import click
 
 from launcher.commands import options
-
-if TYPE_CHECKING:
-    from rich.text import Text
 
 
 @click.command("show")
@@ -20,12 +15,13 @@ def command(job: str | None, as_json: bool) -> None:
     from launcher import screen
     from launcher.outcome import capacity_rows, describe, print_result
 
-    record = options.make_client().get(job)
+    record, why = options.make_client().seen(job)
+    if why:
+        screen.tell_unasked(record, why)
     if as_json:
         screen.print_json(describe(record))
         return
-    console = screen.out()
-    rows: list[tuple[str, str | Text]] = [
+    rows = [
         ("model", record.spec["model"]["id"]),
         ("backend", record.backend),
         ("owner", record.owner or "unknown"),
@@ -41,8 +37,6 @@ def command(job: str | None, as_json: bool) -> None:
         rows.append(("folder", record.folder))
     if record.url and record.url.startswith("https:"):
         rows.append(("console", record.url))
-    rows += capacity_rows(record)
-    console.print(screen.facts(rows))
-    print_result(record)
+    print_result(record, [*rows, *capacity_rows(record)])
     if record.artifacts:
-        console.print(screen.files_table(record.artifacts))
+        screen.out().print(screen.files_table(record.artifacts))

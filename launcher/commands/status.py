@@ -20,9 +20,11 @@ def command(job: str | None, as_json: bool) -> None:
     from launcher import screen
 
     client = options.make_client()
-    record = client.get(job)
+    record, why = client.seen(job)
+    if why:
+        screen.tell_unasked(record, why)
     events = client.events(record.id)
-    phase = next((e.fields["name"] for e in reversed(events) if e.name == "phase"), None)
+    phase = next((e.fields.get("name") for e in reversed(events) if e.name == "phase"), None)
     step = next((e.fields for e in reversed(events) if e.name == "step"), {})
     if as_json:
         screen.print_json(
@@ -43,6 +45,6 @@ def command(job: str | None, as_json: bool) -> None:
         rows.append(("reason", record.reason))
     if phase and not record.over:
         rows.append(("phase", phase))
-    if step:
+    if {"step", "total_steps", "loss"} <= step.keys():
         rows.append(("step", f"{step['step']} of {step['total_steps']}, loss {step['loss']:.3f}"))
     screen.out().print(screen.facts(rows))

@@ -46,7 +46,9 @@ class TestSkyPilot(BackendContract):
 
     def job(self, folder: Path, name: str, scorer: str | None, **train: Any) -> JobSpec:
         spec = super().job(folder, name, scorer, **train)
-        return spec.model_copy(update={"resources": Resources(gpu="H100")})
+        # The node says that it has an H100, and has none.
+        env = {**spec.env, "LAUNCH_GPUS": "0"}
+        return spec.model_copy(update={"resources": Resources(gpu="H100"), "env": env})
 
     def unsupported_job(self, job: JobSpec) -> tuple[JobSpec, str]:
         wanted = job.resources.model_copy(update={"spot": True})

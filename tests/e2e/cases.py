@@ -115,7 +115,7 @@ class CloudCases:
         done = anna.launch("cancel", job)
         assert done.returncode == 0, done.stderr
         wait_for(lambda: anna.show(job)["state"] == "CANCELLED", every=2)
-        again = anna.launch("resume", job, "--detach", "--json")
+        again = anna.launch("resume", job, "--detach", "--json", "--yes")
         assert again.returncode == 0, again.stderr
         second = json.loads(again.stdout.splitlines()[0])["id"]
         assert second == f"{job}-r2"

@@ -94,6 +94,7 @@ class Host:
             "needed": [str(self.folder), python, sys.executable, os.environ.get("LAUNCH_CACHE_DIR", "")],
             "env": {
                 "PATH": path, "HOME": str(self.folder / "home"), "HOSTNAME": self.name, "LANG": "C.UTF-8", **env,
+                "LAUNCH_GPUS": "0",  # this machine has none of those that the request pays for
             },
         }  # fmt: skip
         (self.folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")

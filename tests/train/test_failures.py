@@ -49,6 +49,11 @@ def test_model_that_is_not_there_is_named(new_job):
     assert "model.id" in failure["hint"]
 
 
+def test_a_machine_without_the_gpus_that_are_paid_for_trains_nothing(new_job):
+    failure, _ = failed(new_job(), LAUNCH_GPUS="1")
+    assert failure["kind"] == "setup" and "paid for 1" in failure["message"] and failure["retry"] is True
+
+
 def test_loss_that_is_not_a_number_ends_the_job_before_it_spoils_a_checkpoint(new_job):
     job = new_job(
         train={"learning_rate": 1e30, "max_grad_norm": 0.0, "max_steps": 30, "checkpoint_steps": 1, "epochs": 9}

@@ -32,6 +32,10 @@ def record_of(plan: Planned, ref: JobRef | None, **changes: Any) -> JobRecord:
     return dataclasses.replace(base, **changes)
 
 
+def resumed(client: Client, job: str) -> JobRecord:
+    return client.submit(client.plan_resume(job), lambda line: None)
+
+
 def dead_submitter() -> str:
     gone = subprocess.Popen([sys.executable, "-c", "pass"])
     created = psutil.Process(gone.pid).create_time()
@@ -142,9 +146,9 @@ def test_an_interrupt_after_the_start_does_not_lose_the_job(
 def test_resumes_are_numbered_on_and_share_the_checkpoints(client: Client, tmp_path: Path) -> None:
     first = client.submit(planned(client, tmp_path / "project"), lambda line: None)
     list(client.follow(first.id))
-    second = client.resume(first.id, lambda line: None)
+    second = resumed(client, first.id)
     list(client.follow(second.id))
-    third = client.resume(second.id, lambda line: None)
+    third = resumed(client, second.id)
     list(client.follow(third.id))
     assert [second.id, third.id] == [f"{first.id}-r2", f"{first.id}-r3"]
     assert {second.lineage, third.lineage} == {first.id}
@@ -156,7 +160,7 @@ def test_a_job_that_runs_is_not_resumed(client: Client, tmp_path: Path) -> None:
     _, ref, plan = sleeping(client, tmp_path)
     client._store.add(record_of(plan, ref))
     with pytest.raises(LaunchError, match="needs no resume"):
-        client.resume(ref.id, lambda line: None)
+        client.plan_resume(ref.id)
 
 
 def test_the_beginning_of_an_id_is_enough_when_it_is_unique(client: Client, tmp_path: Path) -> None:
@@ -227,7 +231,7 @@ def test_a_lost_job_is_submitted_anew_once_whoever_follows_it(client: Client, tm
     assert second.id == client.latest(lost.id).id == first.id
     assert len(client.jobs()) == 2
     list(client.follow(first.id))
-    by_hand = client.resume(first.id, lambda line: None)
+    by_hand = resumed(client, first.id)
     assert (by_hand.id, by_hand.resubmits) == (f"{lost.id}-r3", 0)
     list(client.follow(by_hand.id))
 
@@ -275,7 +279,7 @@ def test_a_job_that_is_cancelled_before_it_is_submitted_anew_is_not(client: Clie
     assert put_in_place_of(client, lost, watched=True) is None
     assert "not submitted again: launch cancel" in (client.get(lost.id).reason or "")
     assert [job.id for job in client.jobs()] == [lost.id]
-    by_hand = client.resume(lost.id, lambda line: None)  # what the user asks for later is another matter
+    by_hand = resumed(client, lost.id)  # what the user asks for later is another matter
     assert by_hand.id == f"{lost.id}-r2"
     list(client.follow(by_hand.id))
 
@@ -303,14 +307,16 @@ def test_a_job_that_is_cancelled_while_it_is_submitted_anew_is_cancelled_then(
     assert put_in_place_of(client, client.get(after.id), watched=True) is None
 
 
-@pytest.mark.parametrize("spot", [True, False])
-def test_only_a_spot_job_is_submitted_anew(
-    spot: bool, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("spot", "owner"), [(True, "anna"), (False, "anna"), (True, "ben")])
+def test_only_a_spot_job_of_ones_own_is_submitted_anew(
+    spot: bool, owner: str, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Another is asked to pay for their own; and that they have cancelled a job stands in their record."""
+    monkeypatch.setenv("LAUNCH_OWNER", "anna")
     status, lost = LocalBackend.status, ended(client, tmp_path)
     resources = {**lost.spec["resources"], "spot": spot}
     first = dataclasses.replace(lost, id=f"{lost.id}x", spec={**lost.spec, "resources": resources})
-    client._store.add(dataclasses.replace(first, lineage=first.id, state=JobState.RUNNING))
+    client._store.add(dataclasses.replace(first, lineage=first.id, state=JobState.RUNNING, owner=owner))
 
     def preempted(self: LocalBackend, ref: JobRef) -> JobStatus:
         return dataclasses.replace(status(self, ref), preempted=True)
@@ -324,4 +330,4 @@ def test_only_a_spot_job_is_submitted_anew(
     monkeypatch.setattr(LocalBackend, "status", preempted)
     monkeypatch.setattr(client._resuming, "in_place_of", in_place_of)
     list(client.follow(first.id))
-    assert asked == ([first.id] if spot else [])
+    assert asked == ([first.id] if spot and owner == "anna" else [])

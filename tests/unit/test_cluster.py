@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from train_entry.cluster import OUTER, Cluster
+from train_entry.cluster import OUTER, Cluster, refuse_fewer_gpus
 from train_entry.failure import JobError
 
 EXAMPLES = {p.stem: json.loads(p.read_text()) for p in (Path(__file__).parent / "fixtures/cluster").glob("*.json")}
@@ -52,6 +52,26 @@ def test_the_backend_may_name_the_config_the_port_and_the_processes(tmp_path: Pa
 def test_one_process_a_visible_gpu(visible: str, processes: int, tmp_path: Path) -> None:
     env = environment(EXAMPLES["vertex-2-first"], tmp_path, CUDA_VISIBLE_DEVICES=visible)
     assert Cluster.from_environment(env).processes == processes
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_machine_with_fewer_gpus_than_it_is_paid_for_is_refused_with_its_drivers_word(
+    broken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for paid in ({}, {"LAUNCH_GPUS": "0"}, {"LAUNCH_GPUS": "7"}, {"LAUNCH_GPUS": "8"}):
+        refuse_fewer_gpus(8, paid)
+    if broken:
+        tool = tmp_path / "nvidia-smi"
+        tool.write_text("#!/bin/sh\necho 'Failed to initialize NVML: version mismatch' >&2; exit 9\n")
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(JobError, match="torch sees 7 GPUs, and this machine is paid for 8") as refused:
+        refuse_fewer_gpus(7, {"LAUNCH_GPUS": "8"})
+    error = refused.value
+    assert (error.kind, error.retry) == ("setup", True) and "launch resume" in (error.hint or "")
+    assert ("version mismatch" if broken else "no nvidia-smi") in error.message
+    with pytest.raises(JobError, match="LAUNCH_GPUS is 'all'"):
+        refuse_fewer_gpus(8, {"LAUNCH_GPUS": "all"})
 
 
 @pytest.mark.parametrize(

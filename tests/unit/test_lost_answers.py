@@ -77,11 +77,11 @@ def test_it_is_an_orphan_and_a_discovery(client: Client, hidden: Hidden, buried:
     hidden.shown = True
     orphans, _ = client.orphans(["local"])
     assert [one.id for one in orphans] == [buried.id]
-    assert client.discover(["local"]) == 1
+    assert client.discover(["local"]) == (1, {})
     (listed,) = client.jobs()
     assert listed.ref == str(buried) and not listed.over
     assert client.orphans(["local"]) == ([], {})
-    assert client.discover(["local"]) == 0
+    assert client.discover(["local"]) == (0, {})
 
 
 def test_cancel_ends_it(client: Client, hidden: Hidden, buried: JobRef) -> None:

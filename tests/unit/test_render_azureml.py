@@ -132,6 +132,7 @@ def test_several_nodes_are_told_of_each_other_by_one_process_each(backend: Azure
     assert found["distribution"] == {"distributionType": "PyTorch", "processCountPerInstance": 1}
     assert found["resources"]["instanceCount"] == 3
     assert found["environmentVariables"]["LAUNCH_PROCESSES"] == "8"
+    assert found["environmentVariables"]["LAUNCH_GPUS"] == "8"
     assert int(found["environmentVariables"]["DATASET_MOUNT_ATTRIBUTE_CACHE_TTL"]) <= 60_000
     assert "distribution" not in properties(backend, job())
 

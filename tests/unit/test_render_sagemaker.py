@@ -147,11 +147,19 @@ def test_time_limits(resources: dict[str, Any], times: dict[str, int], backend: 
 
 def test_fallback_is_a_list_in_order_in_place_of_the_type(backend: SageMakerBackend) -> None:
     spec = job(resources={"nodes": 2, "fallback": ["ml.g5.2xlarge", "ml.g6.2xlarge", "ml.g6e.2xlarge"]})
-    found = rendered(backend, spec)["ResourceConfig"]
+    request = rendered(backend, spec)
+    found = request["ResourceConfig"]
     types = [one["InstanceType"] for one in found["InstancePreferences"]]
     assert types == ["ml.g6.2xlarge", "ml.g5.2xlarge", "ml.g6e.2xlarge"]
     assert "InstanceType" not in found
     assert found["InstanceCount"] == 2
+    assert request["Environment"]["LAUNCH_GPUS"] == "1"
+
+
+def test_training_is_told_the_gpus_of_the_smallest_machine_that_it_may_get(backend: SageMakerBackend) -> None:
+    for fallback, gpus in (((), "8"), (["ml.g5.12xlarge"], "4"), (["ml.g5.12xlarge", "ml.new.2xlarge"], "0")):
+        spec = job(resources={"gpus": 8, "fallback": fallback})
+        assert rendered(backend, spec)["Environment"]["LAUNCH_GPUS"] == gpus
 
 
 @pytest.mark.parametrize(

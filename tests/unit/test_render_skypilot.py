@@ -116,7 +116,9 @@ def test_a_spot_job_is_managed_and_any_other_takes_its_machine_down(backend: Sky
 
 def test_fallback_is_tried_in_order(backend: SkyPilotBackend) -> None:
     spec = job(resources={"gpus": 8, "fallback": ["a100-80gb", "H100:4", "A100:8"]})
-    resources = rendered(backend, spec, CLOUD)["task"]["resources"]
+    task = rendered(backend, spec, CLOUD)["task"]
+    resources = task["resources"]
+    assert task["envs"]["LAUNCH_GPUS"] == "4", "those of the smallest"
     assert [r["accelerators"] for r in resources["ordered"]] == ["A100:8", "A100-80GB:8", "H100:4"]
     assert "accelerators" not in resources
 

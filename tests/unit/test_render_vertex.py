@@ -64,9 +64,10 @@ def test_the_entrypoint_is_the_containers_own_process_with_a_rank_for_every_gpu(
     request = rendered(backend, job(resources={"gpus": 8}), SITE)
     container = spec_of(request)["workerPoolSpecs"][0]["containerSpec"]
     assert container["command"] == ["python3", "-m", "train_entry"]
-    assert env_of(request)["LAUNCH_PROCESSES"] == "8"
-    chosen = rendered(backend, job(resources={"gpus": 8}, env={"LAUNCH_PROCESSES": "4"}), SITE)
-    assert env_of(chosen)["LAUNCH_PROCESSES"] == "4"
+    assert env_of(request)["LAUNCH_PROCESSES"] == env_of(request)["LAUNCH_GPUS"] == "8"
+    fewer = {"LAUNCH_PROCESSES": "4", "LAUNCH_GPUS": "4"}
+    chosen = rendered(backend, job(resources={"gpus": 8}, env=fewer), SITE)
+    assert env_of(chosen).items() >= fewer.items()
 
 
 def test_the_first_node_has_a_pool_of_its_own_and_the_others_restart_together(backend: VertexBackend) -> None:

@@ -43,6 +43,11 @@ def test_what_is_left_is_what_the_next_one_begins_with() -> None:
     assert again.budget == Decimal(6)
 
 
+def test_two_clocks_that_differ_give_no_time_or_money_back() -> None:
+    left = what_is_left(lost(-0.5, budget=10, resources={"max_hours": 4}))
+    assert (left.resources.max_hours, left.budget) == (4, Decimal(10))
+
+
 def test_a_job_that_never_got_a_machine_has_spent_nothing() -> None:
     left = what_is_left(lost(None, budget=10, resources={"max_hours": 4}))
     assert (left.resources.max_hours, left.budget) == (4, Decimal(10))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import pytest
 from rich.console import Console
 
 from launcher.client import Client
-from launcher.screen import jobs_table, plan_rows
+from launcher.screen import facts, jobs_table, out, plan_rows
 from launcher.store import JobRecord
 from tests.unit.local_jobs import planned
 
@@ -22,27 +24,32 @@ def seen(shown: object, width: int = 120) -> str:
     return str(text)
 
 
-def record(number: int, owner: str | None) -> JobRecord:
-    return JobRecord(
+def record(number: int, owner: str | None, **changes: Any) -> JobRecord:
+    base = JobRecord(
         id=f"job-{number}", name="job", backend="vertex", state="RUNNING", created=datetime.now(UTC), lineage="x",
         bundle_sha256="", spec={"model": {"id": "example/model"}}, data={}, estimate={}, owner=owner,
     )  # fmt: skip
+    return dataclasses.replace(base, **changes)
+
+
+def test_a_listing_keeps_whole_ids_at_80_columns_and_says_what_came_of_jobs() -> None:
+    figures = {"baseline": {"macro_f1": 0.1}, "tuned": {"macro_f1": 0.6}}
+    jobs = [
+        record(1, "anna", id="support-triage-3f9c1a", state="FAILED", reason="oom: out of memory\nat step 3"),
+        record(2, "benjamin", id="support-triage-77aa01", state="SUCCEEDED", evaluation=figures),
+    ]
+    lines = seen(jobs_table(jobs, 80), 80).splitlines()
+    assert len(lines) == 3 and max(map(len, lines)) <= 80
+    assert lines[1].startswith("support-triage-3f9c1a ") and "oom: out of" in lines[1]
+    assert "macro-F1 0.60" in lines[2]
+    assert "macro-F1 0.10 -> 0.60" in seen(jobs_table(jobs, 120))
 
 
 def test_whose_jobs_they_are_is_shown_where_not_all_are_mine() -> None:
-    assert "OWNER" not in seen(jobs_table([record(1, "anna"), record(2, "anna")], 120, "anna"))
-    assert "anna" in seen(jobs_table([record(1, "anna")], 120, "ben")), "all of them somebody else's"
-    both = seen(jobs_table([record(1, "anna"), record(2, "ben")], 120, "anna"))
+    assert "OWNER" not in seen(jobs_table([record(1, "anna"), record(2, "anna")], 120, me="anna"))
+    assert "anna" in seen(jobs_table([record(1, "anna")], 120, me="ben")), "all of them somebody else's"
+    both = seen(jobs_table([record(1, "anna"), record(2, "ben")], 120, me="anna"))
     assert "OWNER" in both and "anna" in both and "ben" in both
-
-
-def test_an_id_is_whole_in_its_line_and_never_cut() -> None:
-    result = {"tuned": {"rows": 1, "macro_f1": 0.5, "accuracy": 0.5}, "baseline": {"rows": 1, "macro_f1": 0.25}}
-    one = replace(record(1, "anna"), id="support-triage-3f9c2a", evaluation=result, state="SUCCEEDED")
-    assert "support-triage-3f9c2a  SUCCEEDED" in seen(jobs_table([one], 60, "ben"), 60)
-    long = replace(one, id="n" * 50 + "-3f9c2a")
-    cells = [line.split("  ")[0].strip() for line in seen(jobs_table([long], 60, "ben"), 60).splitlines()[1:]]
-    assert "".join(cells).startswith(long.id)
 
 
 def test_a_plan_says_what_is_sent_the_largest_first(client: Client, tmp_path: Path) -> None:
@@ -51,3 +58,11 @@ def test_a_plan_says_what_is_sent_the_largest_first(client: Client, tmp_path: Pa
     assert holds[0].startswith("code/ ") and holds[0].endswith(" files)")
     assert any(item.startswith("job.json ") for item in holds)
     assert len(holds) < 8
+
+
+def test_brackets_and_colons_in_a_text_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """A path or a vendor's words may hold what is markup elsewhere."""
+    said = "no [bold] file [/root/x] at :key: s3"
+    out().print(facts([("reason", said)]))
+    out().print(said)
+    assert capsys.readouterr().out.count(said) == 2

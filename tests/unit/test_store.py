@@ -104,11 +104,12 @@ def test_a_record_of_the_version_before_keeps_its_jobs(path: Path) -> None:
     store.add(record())
     store.close()
     db = sqlite3.connect(path)
+    db.execute("ALTER TABLE jobs DROP COLUMN seen")
     db.execute("ALTER TABLE jobs DROP COLUMN capacity")
-    db.execute(f"PRAGMA user_version = {len(MIGRATIONS) - 1}")
+    db.execute(f"PRAGMA user_version = {len(MIGRATIONS) - 2}")
     db.close()
     found = Store(path).get("demo-1")
-    assert found is not None and found.capacity == {}
+    assert found is not None and found.seen is None and found.capacity == {}
 
 
 def test_a_job_that_is_being_submitted_is_not_over(path: Path) -> None:
@@ -283,7 +284,7 @@ def test_a_damaged_record_is_named_with_what_to_do(path: Path) -> None:
     with pytest.raises(LaunchError) as refusal:
         Store(path).find("")
     assert str(path) in refusal.value.message
-    assert "launch list rebuilds" in (refusal.value.hint or "")
+    assert "launch list --discover rebuilds" in (refusal.value.hint or "")
 
 
 def test_a_record_cut_in_the_middle_is_named_not_a_traceback(path: Path) -> None:

@@ -116,7 +116,7 @@ def test_every_gpu_is_one_that_vertexs_own_enum_has() -> None:
 
     known = set(AcceleratorType.__members__)
     assert {family.accelerator for family in machines.FAMILIES} <= known
-    assert set(machines.BUILT_IN.values()) | machines.ON_N1 <= known
+    assert {*machines.BUILT_IN.values(), *machines.ON_N1} <= known
 
 
 @pytest.mark.parametrize("facts", [SITE, {}, {**SITE, "kms_key": KEY.format("europe-west4")}])
@@ -146,6 +146,10 @@ def test_every_machine_that_is_offered_goes_with_its_gpu(backend: VertexBackend)
             backend.validate(rendered(backend, job(resources=hardware), SITE))
 
 
+SPECIFIC = {
+    "reservationAffinityType": "SPECIFIC_RESERVATION", "key": "compute.googleapis.com/reservation-name",
+    "values": ["projects/p/zones/us-east4-a/reservations/mine"],
+}  # fmt: skip
 RAW: list[tuple[dict[str, Any], str]] = [
     ({"other": 1}, "other: unknown field"),
     ({"customJob": {"nosuch": 1}}, "customJob: .*nosuch"),
@@ -178,6 +182,14 @@ RAW: list[tuple[dict[str, Any], str]] = [
         f"{POOL}.machineSpec.reservationAffinity: .* needs key and values",
     ),
     ({"machineSpec": {"reservationAffinity": {"reservationAffinityType": "MINE"}}}, "customJob: .*MINE"),
+    (
+        {"machineSpec": {"reservationAffinity": {**SPECIFIC, "key": "mine"}}},
+        f"{POOL}.machineSpec.reservationAffinity.key: 'mine' is not compute.googleapis.com",
+    ),
+    (
+        {"machineSpec": {"reservationAffinity": {**SPECIFIC, "values": ["mine"]}}},
+        f"{POOL}.machineSpec.reservationAffinity.values: 'mine' is no reservation's full name",
+    ),
 ]
 """Raw options -> the problem; those of a pool stand without the way to it."""
 
@@ -229,6 +241,12 @@ CHANGES: list[tuple[str, Any, str]] = [
     (f"{POOL}.machineSpec.diskSize", 1, "customJob: .*diskSize"),
     (f"{POOL[:-3]}[1].replicaCount", 0, f"{POOL[:-3]}[1].replicaCount: is missing"),
     (
+        f"{POOL}.machineSpec",
+        {"machineType": "n1-standard-8", "acceleratorType": "NVIDIA_TESLA_T4", "acceleratorCount": 3},
+        f"{POOL}.machineSpec.acceleratorCount: of NVIDIA_TESLA_T4",
+    ),
+    (f"{POOL}.machineSpec.reservationAffinity", SPECIFIC, f"{SPEC}.scheduling.strategy: FLEX_START waits"),
+    (
         f"{POOL[:-3]}[1].machineSpec.machineType",
         "a2-ultragpu-1g",
         f"{SPEC}.scheduling.strategy: .*same machineSpec",
@@ -256,6 +274,17 @@ def test_flex_start_with_a_gpu_that_it_lacks_is_named(backend: VertexBackend) ->
     assert_problem(backend, request, f"{SPEC}.scheduling.strategy: FLEX_START has no NVIDIA_TESLA_T4")
 
 
+def test_a_small_h100_machine_on_demand_is_named_though_raw_options_ask_for_it(backend: VertexBackend) -> None:
+    hardware = {"machineType": "a3-highgpu-2g", "acceleratorType": "NVIDIA_H100_80GB", "acceleratorCount": 2}
+    request = json.loads(json.dumps(rendered(backend, job(resources={"gpu": "T4"}), SITE)))
+    spec = request["customJob"]["jobSpec"]
+    spec["workerPoolSpecs"][0]["machineSpec"] = hardware
+    assert_problem(backend, request, f"{SPEC}.scheduling.strategy: STANDARD; Google has a3-highgpu-2g as SPOT or")
+    for strategy in ("SPOT", "FLEX_START"):
+        spec["scheduling"]["strategy"] = strategy
+        backend.validate(request)
+
+
 def test_what_a_tensorboard_and_a_gpu_need_is_named(backend: VertexBackend) -> None:
     request = json.loads(json.dumps(rendered(backend, job(resources={"gpu": "T4"}), SITE)))
     spec = request["customJob"]["jobSpec"]
@@ -272,7 +301,7 @@ def test_every_problem_is_told_at_once(backend: VertexBackend) -> None:
     raw = {"customJob": {"labels": {"A": "b"}, "jobSpec": {"network": "n", "workerPoolSpecs": pool}}}
     with pytest.raises(ConfigError) as refusal:
         backend.validate(rendered(backend, job(backend_options={"vertex": raw}), SITE))
-    assert len(refusal.value.problems) == 3
+    assert len(refusal.value.problems) == 4
 
 
 def test_a_key_is_not_compared_with_the_region_of_an_example(backend: VertexBackend) -> None:

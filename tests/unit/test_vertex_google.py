@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +32,7 @@ from launcher.errors import (
 )
 from tests.loopback import Loopback
 
-QUOTA = "The following quotas are exceeded: custom_model_training_nvidia_l4_gpus"
+QUOTA = "The following quota metrics exceed quota limits: aiplatform.googleapis.com/custom_model_training_cpus"
 
 
 @pytest.mark.parametrize("service", sorted(PLACES))
@@ -96,9 +97,53 @@ def test_an_error_of_this_programs_own_is_no_error_of_googles() -> None:
     assert in_words(KeyError("x"), "looking", "p") is None
 
 
-def test_a_service_that_is_not_enabled_is_told_with_its_command() -> None:
-    found = in_words(g.Forbidden("Vertex AI API has not been used in project 1 before"), "starting", "my-project")
-    assert found is not None and "gcloud services enable" in (found.hint or "")
+UNCOUNTED = (
+    "Your application is authenticating by using local Application Default Credentials. The iam.googleapis.com "
+    "API requires a quota project, which is not set by default."
+)
+
+
+@pytest.mark.parametrize(
+    ("said", "service", "fix"),
+    [
+        (
+            "Vertex AI API has not been used in project 1 before",
+            None,
+            "gcloud services enable aiplatform.googleapis",
+        ),
+        ("it is disabled", "secretmanager.googleapis.com", "gcloud services enable secretmanager.googleapis.com"),
+        (UNCOUNTED, "iam.googleapis.com", "gcloud auth application-default set-quota-project my-project"),
+        (
+            "Caller does not have required permission to use project p",
+            None,
+            "roles/serviceusage.serviceUsageConsumer",
+        ),
+        ("Permission 'x' denied", None, "launch setup vertex --advice"),
+    ],
+)
+def test_a_refusal_is_told_with_what_to_type(said: str, service: str | None, fix: str, vertex: Loopback) -> None:
+    info = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "domain": "googleapis.com",
+            "reason": "SERVICE_DISABLED", "metadata": {"service": service}}  # fmt: skip
+    error = {"code": 403, "message": said, "status": "PERMISSION_DENIED", "details": [info] if service else []}
+    vertex.answers["/v2/entries:list"] = (403, {"error": error})
+    with pytest.raises(BackendError) as refusal:
+        Google("my-project", "us-central1").ask("logging", "v2/entries:list", "reading", {})
+    assert fix in (refusal.value.hint or "")
+
+
+@pytest.mark.parametrize(("own", "counted"), [({}, "my-project"), ({"quota_project_id": "another"}, "another")])
+def test_the_calls_of_a_login_count_on_the_project_unless_it_names_another(
+    own: dict[str, str], counted: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    login = {"type": "authorized_user", "client_id": "a", "client_secret": "b", "refresh_token": "c", **own}
+    (tmp_path / "login.json").write_text(json.dumps(login))
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "login.json"))
+    for variable, _ in PLACES.values():
+        monkeypatch.delenv(variable, raising=False)
+    ours = Google("my-project", "us-central1")
+    assert ours.credentials("vertex").quota_project_id == counted
+    assert ours.credentials("iam") is ours.credentials("vertex")
+    assert ours.credentials("storage").quota_project_id == own.get("quota_project_id")
 
 
 def test_every_state_of_googles_has_one_of_ours() -> None:
@@ -290,6 +335,21 @@ def test_a_line_is_one_line_from_either_field(logging: Loopback) -> None:
     other = {**entry(2, 2), "jsonPayload": {"message": "a\nb\n"}}
     logging.answers["/v2/entries:list"] = (200, {"entries": [entry(1, 1, "text\r\n"), other]})
     assert [line.text for line in read()] == ["text", "a\\nb"]
+
+
+def test_a_line_of_which_the_end_has_not_arrived_is_told_later_and_whole(logging: Loopback) -> None:
+    def piece(number: int, second: float, text: str, task: str = "workerpool0-0") -> dict[str, Any]:
+        resource = {"labels": {"task_name": task}}
+        return {**entry(number, second), "jsonPayload": {"message": text}, "resource": resource}
+
+    start, other = piece(1, 1, "x" * logs.PIECE_BYTES), piece(2, 2, "other\n", "workerpool1-0")
+    logging.answers["/v2/entries:list"] = (200, {"entries": [start, other]})
+    (told,) = read()
+    assert (told.text, told.source) == ("other", "workerpool1-0")
+    logging.answers["/v2/entries:list"] = (200, {"entries": [start, piece(3, 1.5, "end\n"), other]})
+    (told,) = read(told.cursor)
+    assert told.text == "x" * logs.PIECE_BYTES + "end"
+    assert read(told.cursor) == []
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "[]", "[1]", '["a", {}]', "[1, 2]"])

@@ -17,7 +17,7 @@ from google.rpc import status_pb2
 from backends.vertex.machines import BUILT_IN
 from tests.emulators.vertex.job import Job, State
 from tests.emulators.vertex.life import Life
-from tests.emulators.vertex.world import DEVELOPER, Refused, World, invalid, not_found
+from tests.emulators.vertex.world import DEVELOPER, Refused, World, invalid, not_found, numbered
 
 LABEL = re.compile(r"[a-z0-9_-]{0,63}")
 CONDITION = re.compile(r'(labels\.[\w-]+|state|display_name)\s*(=|:)\s*"?([\w*-]+)"?')
@@ -39,6 +39,11 @@ class Method:
     body: str | None
     call: Callable[[World, Any], Any]
 
+    def answer(self, world: World, asked: Any) -> Any:
+        """Vertex takes a project's id and its number, and answers with the number."""
+        setattr(asked, self.field, numbered(getattr(asked, self.field)))
+        return self.call(world, asked)
+
 
 def create_job(world: World, asked: Any) -> Any:
     job = v1.CustomJob(asked.custom_job)
@@ -47,13 +52,9 @@ def create_job(world: World, asked: Any) -> Any:
     job.name = f"{asked.parent}/customJobs/{next(world.numbers)}"
     job.state, job.create_time = State.JOB_STATE_PENDING, datetime.now(UTC)
     job.update_time = job.create_time
-    if made.gpus > world.quota(made.metric):
-        region = asked.parent.rpartition("/")[2]
-        raise Refused(
-            429, "RESOURCE_EXHAUSTED",
-            f"The following quotas are exceeded: {made.metric.upper()} in {region} "
-            f"(aiplatform.googleapis.com/{made.metric})",
-        )  # fmt: skip
+    if over := [f"aiplatform.googleapis.com/{m}" for m, n in made.demand.items() if not world.has(m, n)]:
+        told = f"The following quota metrics exceed quota limits: {', '.join(over)}"
+        raise Refused(429, "RESOURCE_EXHAUSTED", told)
     with world.lock:
         world.jobs[job.name] = made
     Life(world, made).start()
@@ -122,6 +123,7 @@ def list_versions(world: World, asked: Any) -> Any:
 
 
 def get_operation(world: World, name: str) -> Any:
+    name = numbered(name)
     if name not in world.operations:
         raise not_found(f"Operation {name} not found")
     operation, answer, due = world.operations[name]

@@ -55,7 +55,7 @@ def shared() -> Iterator[Project]:
     """One project for all tests."""
     if problem := VertexEmulator.unavailable():
         pytest.skip(problem)
-    with VertexEmulator(sys.executable, grace_s=3, worker_restarts=1, job_retries=1) as google:
+    with VertexEmulator(sys.executable, grace_s=1, worker_restarts=1, job_retries=1) as google:
         yield Project(google=google, account=google.account(), bucket=google.bucket())
 
 

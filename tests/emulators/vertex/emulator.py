@@ -8,19 +8,28 @@
 
 What it is: one process on two free ports of 127.0.0.1. JobService and ModelService over REST and gRPC, every
 request parsed into Google's own protos; Cloud Storage's JSON API over folders; Cloud Logging's entries:list;
-Secret Manager; the metadata server; as much of IAM, Service Usage and Artifact Registry as launch asks. A job goes
-through Google's states; each replica is a process in mount, PID, UTS and network namespaces of its own, with the
-buckets at /gcs, CLUSTER_SPEC, AIP_* and CLOUD_ML_*, the host's name, and a signal that reaches process 1 only. A
-replica that exits with an error is started again, alone or with all others as the job says, then the job is, as
-often as Google says. A line of log that looks like a Python error has severity ERROR, all others INFO.
+Secret Manager; the metadata server; as much of IAM, Service Usage and Artifact Registry as launch asks. A job
+goes through Google's states; each replica is a process in mount, PID, UTS and network namespaces of its own,
+with the buckets at /gcs, CLUSTER_SPEC, AIP_* and CLOUD_ML_*, the host's name, and a signal that reaches process
+1 only. A replica that exits with an error is started again, alone or with all others as the job says, then the
+job is, as often as Google says. Without machines (`stockout`) a flex-start job waits as long as it may, all
+others fail. Names have the project's number, as Vertex answers whatever it was asked with; a line of a process
+is a jsonPayload, cut every 16 KiB, one of Vertex's own (task `service`) a textPayload. A line that looks like a
+Python error has severity ERROR, all others INFO.
 
 What it is not: Google. The image is a python of this machine (found as `python` and `python3` on PATH) on this
 machine's file system; there is no GPU. /gcs is a folder, which the process is told is gcsfuse's: unlike there,
-renames are atomic and what is written is seen at once. IAM policies are not read: everything is allowed but what
-`deny` denies, and a job's secrets need its service account's token. Errors have no google.rpc details; filters
-know `=` and `:*`; states take moments. The wording of messages is Google's where it was seen in public, and
-approximate elsewhere. Python packages, TensorBoard, web access, networks, persistent resources and reservations
-are not emulated, or ignored.
+renames are atomic and what is written is seen at once. Google ends a job at once whose program ends with what it
+calls a common error, and does not tell all that are none: here every error is tried again, which is the dearer
+way. What a process writes to stderr has severity ERROR there; here both come in one pipe. A job runs there
+before its state is RUNNING, while other replicas are still on their way, and its end is told about a minute
+late. Whether a preempted job is PENDING again, and what a spot job does that finds no machine, is not
+documented. IAM policies are not read: everything is allowed but what `deny` denies, and a job's secrets need its
+service account's token. Errors have no google.rpc details; filters know `=`, `:*` and what launch asks of logs;
+states take moments. The wording of messages is Google's where it was seen in public, and approximate elsewhere;
+so are how a long line is cut and the names of quotas, of which there are those on GPUs and vCPUs, none on disks
+and calls. Python packages, TensorBoard, web access, networks, persistent resources and reservations are not
+emulated, or ignored.
 """
 
 from __future__ import annotations
@@ -38,9 +47,11 @@ from typing import Any
 
 from tests.emulators.namespaces import prefix
 from tests.emulators.process import EmulatorProcess
+from tests.emulators.vertex.world import PROJECT
 
-PROJECT = "demo-project"
-SERVICES = ("SECRETMANAGER", "SERVICEUSAGE", "IAM", "CLOUDRESOURCEMANAGER", "ARTIFACTREGISTRY")
+SERVICES = (
+    "SECRETMANAGER", "SERVICEUSAGE", "IAM", "CLOUDRESOURCEMANAGER", "OPENIDCONNECT", "ARTIFACTREGISTRY"
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +209,10 @@ class VertexEmulator:
         """Every line of a job, by its display name or resource name, that it or Vertex has said."""
         found: list[str] = self._server.ask("log", job=job)
         return found
+
+    def named(self, job: str) -> str:
+        """The resource name of the newest job with this display name, in any region."""
+        return str(self._server.ask("named", job=job))
 
     def job_names(self) -> list[str]:
         """Display names of all jobs, newest first."""

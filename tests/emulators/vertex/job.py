@@ -15,6 +15,8 @@ QUOTA_NAMES = {
     "NVIDIA_TESLA_A100": "nvidia_a100",
     "NVIDIA_H100_80GB": "nvidia_h100",
 }
+VCPUS_A_GPU = {"a2-highgpu": 12, "a2-ultragpu": 12, "a3-highgpu": 26}
+CHEAP = (v1.Scheduling.Strategy.SPOT, v1.Scheduling.Strategy.FLEX_START)
 CANCELLED, FAILED = 1, 3
 """google.rpc.Code in `error`."""
 
@@ -45,17 +47,21 @@ class Job:
         return [(pool, index) for pool, spec in pools for index in range(int(spec.replica_count))]
 
     @property
-    def gpus(self) -> int:
-        return sum(int(p.machine_spec.accelerator_count * p.replica_count) for p in self.spec.worker_pool_specs)
-
-    @property
-    def metric(self) -> str:
-        """Of its quota, without the service's name."""
-        machine, scheduling = self.spec.worker_pool_specs[0].machine_spec, self.spec.scheduling
-        cheap = scheduling.strategy in (v1.Scheduling.Strategy.SPOT, v1.Scheduling.Strategy.FLEX_START)
-        accelerator = machine.accelerator_type.name
-        name = QUOTA_NAMES.get(accelerator, accelerator.lower())
-        return f"custom_model_training_{'preemptible_' if cheap else ''}{name}_gpus"
+    def demand(self) -> dict[str, int]:
+        """Quota metric, without the service's name -> what the job counts on it."""
+        pools = self.spec.worker_pool_specs
+        machine, cheap = pools[0].machine_spec, self.spec.scheduling.strategy in CHEAP
+        accelerator, nodes = machine.accelerator_type.name, sum(int(p.replica_count) for p in pools)
+        gpu = QUOTA_NAMES.get(accelerator, accelerator.lower())
+        family, size = machine.machine_type.split("-", 1)
+        own = {"n1": "cpus"}.get(family, f"{family}_cpus")
+        per_gpu = VCPUS_A_GPU.get(machine.machine_type.rpartition("-")[0])
+        vcpus = per_gpu * machine.accelerator_count if per_gpu else int("".join(filter(str.isdigit, size)) or 0)
+        start = "custom_model_training_"
+        return {
+            f"{start}{'preemptible_' if cheap else ''}{gpu}_gpus": int(machine.accelerator_count) * nodes,
+            f"{start}{'preemptible_cpus' if cheap else own}": vcpus * nodes,
+        }
 
     @property
     def over(self) -> bool:

@@ -11,10 +11,12 @@ import signal
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from google.cloud import aiplatform_v1 as v1
 from google.protobuf import json_format
 
 from tests.emulators.container import Host, LateLog, Network
@@ -31,7 +33,13 @@ DEFAULT_TIMEOUT_S = 7 * 24 * 3600
 MOUNT = "/gcs"
 ERROR = re.compile(r"Traceback \(|(\w+\.)*\w*(Error|Exception)\b", re.ASCII)
 """What is taken for a line of stderr, all of which Google's agent notes as errors: here both come in one pipe."""
-SEE = "To find out more about why your job exited please check the logs"
+SEE = (
+    "To find out more about why your job exited please check the logs: https://console.cloud.google.com/logs/viewer"
+    "?project={project}&resource=ml_job%2Fjob_id%2F{number}&advancedFilter=resource.type%3D%22ml_job%22"
+)
+STOCKOUT = "Resources are insufficient in region: {region}. Try a different region or use a different accelerator."
+"""https://cloud.google.com/vertex-ai/docs/training/understanding-training-service (2026-11-23)"""
+DEFAULT_WAIT_S = 24 * 3600
 
 
 class Life(threading.Thread):
@@ -62,8 +70,10 @@ class Life(threading.Thread):
         if job.spec.scheduling.disable_retries:
             retries = restarts = 0
         self.restarts = restarts
-        self.wait_for_machines()
+        machines = self.wait_for_machines()
         while True:
+            if not machines:
+                return self.end("stockout")
             why = "cancel" if job.stopping.is_set() else self.attempt()
             if why == "exit" and any(self.codes):
                 if self.restarts > 0:  # in place: the job goes on running
@@ -73,49 +83,77 @@ class Life(threading.Thread):
                 if retries > 0:
                     retries, self.restarts = retries - 1, restarts
                     self.say("The job failed; retrying it.", "WARNING")
-                    self.wait_for_machines()
+                    machines = self.wait_for_machines()
                     continue
             if why == "spot" and self.preemptions < MOST_PREEMPTIONS:
                 self.preemptions += 1
                 self.say(f"Worker preempted; restarting the job ({self.preemptions}).", "WARNING")
-                self.wait_for_machines()
+                machines = self.wait_for_machines()
                 continue
             return self.end(why)
 
     def end(self, why: str) -> None:
         if why == "cancel":
             self.job.enter(State.JOB_STATE_CANCELLED, CANCELLED, "CANCELED")
-        elif why == "timeout":
-            self.job.enter(State.JOB_STATE_FAILED, 4, "The job exceeded the timeout of its scheduling.")
-        elif why == "spot":
-            self.job.enter(State.JOB_STATE_FAILED, 8, "STOCKOUT: the job was preempted too often.")
-        elif why == "image":
-            image = self.job.spec.worker_pool_specs[0].container_spec.image_uri
-            self.job.enter(State.JOB_STATE_FAILED, FAILED, f"Failed to pull image {image}: not found.")
-        elif any(self.codes):
-            (pool, index), code = next(
-                (replica, code) for replica, code in zip(self.job.replicas, self.codes, strict=True) if code
-            )
-            message = f"The replica workerpool{pool}-{index} exited with a non-zero status of {code}. {SEE}."
-            self.job.enter(State.JOB_STATE_FAILED, FAILED, message)
-        else:
+        elif why == "exit" and not any(self.codes):
             self.say("Job completed successfully.", "INFO")
             self.job.enter(State.JOB_STATE_SUCCEEDED)
+        else:
+            code, message = self.failure(why)
+            self.say(message, "ERROR")
+            self.job.enter(State.JOB_STATE_FAILED, code, message)
 
-    def wait_for_machines(self) -> None:
-        """PENDING, or QUEUED while others hold the quota."""
-        job = self.job
+    def failure(self, why: str) -> tuple[int, str]:
+        """The code and the message of a job that has failed."""
+        _, project, _, region, _, number = self.job.proto.name.split("/")
+        image = self.job.spec.worker_pool_specs[0].container_spec.image_uri
+        told = {
+            "timeout": (4, "The job exceeded the timeout of its scheduling."),
+            "spot": (8, "STOCKOUT: the job was preempted too often."),
+            "stockout": (8, STOCKOUT.format(region=region)),
+            "image": (FAILED, f"Failed to pull image {image}: not found."),
+        }
+        if why in told:
+            return told[why]
+        (pool, index), code = next(
+            (replica, code) for replica, code in zip(self.job.replicas, self.codes, strict=True) if code
+        )
+        see = SEE.format(project=project, number=number)
+        said = f"The replica workerpool{pool}-{index} exited with a non-zero status of {code}."
+        return FAILED, f"{said} Termination reason: Error. \n{see}"
+
+    def wait_for_machines(self) -> bool:
+        """PENDING, or QUEUED while others hold the quota; False where there are none and the job waits no more."""
+        job, began = self.job, time.monotonic()
         while not job.stopping.is_set() and not self.world.closing.is_set():
             with self.world.lock:
-                held = sum(j.gpus for j in self.world.jobs.values() if j.busy and j.metric == job.metric)
-                free = held + job.gpus <= self.world.quota(job.metric)
-            if free:
+                held = Counter[str]()
+                for other in self.world.jobs.values():
+                    held.update(other.demand if other.busy else {})
+                free = all(self.world.has(metric, held[metric] + n) for metric, n in job.demand.items())
+            if free and not self.lacks_machines():
                 break
-            job.enter(State.JOB_STATE_QUEUED)
+            if free and time.monotonic() - began >= self.most_wait_s:
+                return False
+            job.enter(State.JOB_STATE_PENDING if free else State.JOB_STATE_QUEUED)
             time.sleep(TICK_S)
         job.enter(State.JOB_STATE_PENDING)
         self.say("Waiting for job to be provisioned.", "INFO")
         job.stopping.wait(self.settings.pace_s)
+        return True
+
+    def lacks_machines(self) -> bool:
+        return self.job.spec.worker_pool_specs[0].machine_spec.machine_type in self.settings.stockout
+
+    @property
+    def most_wait_s(self) -> float:
+        """A flex-start job waits for machines, without limit where its limit is 0; others do not."""
+        scheduling = self.job.spec.scheduling
+        if scheduling.strategy != v1.Scheduling.Strategy.FLEX_START:
+            return 0
+        if "max_wait_duration" not in scheduling:
+            return DEFAULT_WAIT_S
+        return scheduling.max_wait_duration.total_seconds() or float("inf")
 
     def say(self, text: str, severity: str) -> None:
         self.world.log(self.job, "service", text, severity)

@@ -63,7 +63,7 @@ def grpc_server(world: World) -> tuple[Any, int]:
     server = grpc.server(futures.ThreadPoolExecutor(8))
     for service in ("Job", "Model"):
         methods = {
-            m.name: handler(lambda asked, m=m: m.call(world, asked), m.request.deserialize)
+            m.name: handler(lambda asked, m=m: m.answer(world, asked), m.request.deserialize)
             for m in api.METHODS
             if m.service == service
         }

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,10 +37,10 @@ def site(project: Project) -> Site:
     return Site(backend="vertex", facts=facts)
 
 
-def plan(project: Project, code: str, token: str) -> Plan:
+def plan(project: Project, code: str, token: str, **resources: Any) -> Plan:
     """Of one replica that runs the Python `code`."""
     facts = {**site(project).facts, "service_account": project.account, "image": IMAGE}
-    made = plan_of(VertexBackend(Path("unused")), job_file(), facts)
+    made = plan_of(VertexBackend(Path("unused")), job_file(resources=resources), facts)
     request = copy.deepcopy(dict(made.request))
     body = request["customJob"]
     body |= {"displayName": token, "labels": {JOB_LABEL: token}}
@@ -84,6 +86,25 @@ def test_of_jobs_made_twice_while_the_list_lagged_the_oldest_runs_on(
     assert f"/{number}?" in (backend.status(ref).url or "")
     assert not VertexBackend(Path("unused")).status(ref).state.terminal, "another launcher sees the one that runs"
     backend.cancel(ref)
+
+
+def test_eight_jobs_sent_at_once_to_a_broken_service_are_eight_jobs_and_wait_for_quota(
+    project: Project, backend: VertexBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "LOOKS_S", (0.1,))
+    before = set(project.google.job_names())
+    project.google.set(quotas={"custom_model_training_nvidia_a100_gpus": 2})
+    for kind in ("lose", "unavailable", "drop", "error"):
+        project.google.fault(kind, "CreateCustomJob")
+    tokens = [f"at-once-{number}" for number in range(8)]
+    with ThreadPoolExecutor(8) as launchers:
+        plans = [plan(project, "import time; time.sleep(0.3)", token) for token in tokens]
+        refs = list(launchers.map(lambda one: VertexBackend(Path("unused")).submit(one), plans))
+    assert [ref.id for ref in refs] == tokens
+    assert set(project.google.job_names()) - before == set(tokens)
+    for token in tokens:
+        (name,) = live(project, token)
+        assert project.google.wait(name).state.name == "JOB_STATE_SUCCEEDED"
 
 
 def test_a_job_whose_answer_was_lost_is_found_where_the_list_shows_it(
@@ -155,6 +176,55 @@ def test_a_job_that_left_no_word_is_told_with_the_last_errors_of_its_log(
     reason = backend.status(ref).reason or ""
     assert "non-zero status of 1" in reason and "RuntimeError: no driver" in reason
     assert "step 1" not in reason
+    assert reason.count("non-zero status") == 1, "Vertex says it in the job and in the log"
+    assert "\n" not in reason and "https://" not in reason
+
+
+def test_a_line_that_is_cut_on_its_way_is_one_line(project: Project, backend: VertexBackend) -> None:
+    ref = ended(
+        backend, project, "print('a'); print('x' * 40_000 + 'end'); print('b' * 16_383); print('c')", "cut"
+    )
+    assert len(project.google.log(ref.id)) > 5, "the emulator cuts it"
+    found = [line for line in backend.logs(ref) if line.source == "workerpool0-0"]
+    assert [(len(line.text), line.text[-3:]) for line in found] == [
+        (1, "a"),
+        (40_003, "end"),
+        (16_383, "bbb"),
+        (1, "c"),
+    ]
+    for index, line in enumerate(found):
+        rest = [one.text for one in backend.logs(ref, line.cursor) if one.source == "workerpool0-0"]
+        assert rest == [one.text for one in found[index + 1 :]]
+
+
+def test_a_job_in_another_region_is_followed_found_and_removed_there(
+    project: Project, backend: VertexBackend
+) -> None:
+    wanted = plan(project, LONG, "far-away", region="europe-west4")
+    ref = backend.submit(wanted)
+    assert ref.scope == f"europe-west4.{project.google.project}"
+    project.google.wait_for_line(ref.id, "here")
+    other = VertexBackend(Path("unused"))
+    assert ref not in list(other.discover(site(project)))
+    assert list(other.discover(site(project), "europe-west4")) == [ref]
+    assert other.find(site(project), ref.id, "europe-west4") == ref
+    assert "/locations/europe-west4/" in (other.status(ref).url or "")
+    assert "here" in [line.text for line in other.logs(ref)]
+    other.cancel(ref)
+    project.google.wait(project.google.named(ref.id), "CANCELLED")
+    other.release(ref)
+    assert list(backend.discover(site(project), "europe-west4")) == []
+
+
+def test_a_job_that_waited_in_vain_for_machines_says_so(project: Project, backend: VertexBackend) -> None:
+    wanted = plan(project, LONG, "in-vain", max_wait_hours=1 / 3600)
+    project.google.set(stockout=["a2-highgpu-1g"])
+    ref = backend.submit(wanted)
+    project.google.wait(project.google.named(ref.id))
+    status = backend.status(ref)
+    assert (status.state, status.started) == (JobState.FAILED, None)
+    assert status.reason and status.reason.startswith("Resources are insufficient in region: us-central1")
+    assert "resources.max_wait_hours" in status.reason
 
 
 def test_a_job_is_seen_though_its_bucket_may_not_be(project: Project, backend: VertexBackend) -> None:

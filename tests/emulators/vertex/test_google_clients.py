@@ -21,6 +21,7 @@ from google.cloud.aiplatform_v1.services.job_service.transports import JobServic
 from google.cloud.aiplatform_v1.services.model_service.transports import ModelServiceGrpcTransport
 
 from tests.emulators.vertex.conftest import Project
+from tests.emulators.vertex.world import NUMBER
 
 TELL = """
 import json, os
@@ -61,7 +62,7 @@ def test_a_job_runs_with_what_google_says_in_its_environment(project: Project, c
         "AIP_MODEL_DIR": f"gs://{project.bucket}/told/model/", "WHO": f"job-{number}",
         "AIP_CHECKPOINT_DIR": f"gs://{project.bucket}/told/checkpoints/",
         "AIP_TENSORBOARD_LOG_DIR": f"gs://{project.bucket}/told/logs/",
-        "CLOUD_ML_PROJECT_ID": google.project, "CLOUD_ML_REGION": google.region, "CLOUD_ML_JOB_ID": number,
+        "CLOUD_ML_PROJECT_ID": NUMBER, "CLOUD_ML_REGION": google.region, "CLOUD_ML_JOB_ID": number,
     }  # fmt: skip
     assert said[1] == {"type": "workerpool0", "index": 0}
     assert google.storage().bucket(project.bucket).blob("told/model.txt").download_as_text() == "made"

@@ -94,6 +94,22 @@ def test_a_job_waits_for_quota_that_another_holds(project: Project) -> None:
     assert project.google.wait(second).state == v1.JobState.JOB_STATE_SUCCEEDED
 
 
+def test_where_there_are_no_machines_a_flex_start_job_waits_and_the_others_fail(project: Project) -> None:
+    project.google.set(stockout=["g2-standard-12"])
+    failed = project.google.wait(project.start("pass", name="on-demand-without"))
+    assert failed.state == v1.JobState.JOB_STATE_FAILED
+    assert "Resources are insufficient in region: us-central1" in failed.error.message
+    short, long = (
+        project.start("pass", name=f"waits-{s}", strategy="FLEX_START", max_wait_duration={"seconds": s})
+        for s in (1, 0)
+    )
+    late = project.google.wait(short)
+    assert late.state == v1.JobState.JOB_STATE_FAILED and not late.start_time
+    project.google.wait(long, "PENDING")
+    project.google.set(stockout=[])
+    assert project.google.wait(long).state == v1.JobState.JOB_STATE_SUCCEEDED
+
+
 def test_a_job_ends_at_its_timeout(project: Project) -> None:
     name = project.start("import time; time.sleep(60)", timeout={"seconds": 1})
     done = project.google.wait(name)
@@ -148,7 +164,7 @@ def test_an_entry_can_be_listed_only_after_a_while(project: Project) -> None:
 
     def listed() -> list[str]:
         found = session.post(url, json={"filter": wanted, "orderBy": "timestamp asc", "pageSize": 100}).json()
-        return [entry["jsonPayload"]["message"].strip() for entry in found["entries"]]
+        return [entry.get("jsonPayload", {}).get("message", "").strip() for entry in found["entries"]]
 
     until = time.monotonic() + 20
     assert "late" in project.google.log(name)

@@ -64,13 +64,17 @@ class Wire:
             return "logging", "ListLogEntries"
         if "/secrets" in path:
             return "secretmanager", path.rpartition(":")[2] if ":" in path else request.method
-        if path.startswith("computeMetadata/"):
+        if not path or path.startswith("computeMetadata/"):
             return "metadata", "Get"
+        if path == "v1/userinfo":
+            return "openidconnect", "Get"
         if "/serviceAccounts" in path:
             return "iam", path.rpartition(":")[2] if ":" in path else "Get"
+        if re.fullmatch(r"v1/projects/[^/]+:getIamPolicy", path):
+            return "cloudresourcemanager", "GetIamPolicy"
         if "/services/" in path:
             return "serviceusage", "Get"
-        if "/manifests/" in path:
+        if "/manifests/" in path or path.endswith("/dockerImages"):
             return "artifactregistry", "Get"
         method = self.method_of(request)
         return "aiplatform", method[0].name if method else "GetOperation"
@@ -101,13 +105,20 @@ class Wire:
                 request.body,
             ))  # fmt: skip
         if service == "metadata":
-            if who == DEVELOPER:
+            account = world.settings.machine_account if who == DEVELOPER else who
+            if account is None:
                 raise not_found(path)
-            return _json(200, services.metadata(world, who, path, request.headers))
+            return _metadata(services.metadata(world, account, path, request.headers))
+        if service == "openidconnect":
+            return _json(200, services.user(world))
         if service == "iam":
             return _json(200, services.identity(world, request.method, path, request.body))
+        if service == "cloudresourcemanager":
+            return _json(200, services.project_policy(world))
         if service == "serviceusage":
             return _json(200, services.usage(world, request.raw_path))
+        if service == "artifactregistry" and path.endswith("/dockerImages"):
+            return _json(200, services.images(path))
         if service == "artifactregistry":
             return 200, services.manifest(world, path), b""
         return self.of_platform(request)
@@ -140,7 +151,7 @@ class Wire:
             json_format.ParseDict(asked, message)
         except json_format.ParseError as exc:
             raise invalid(f"Invalid JSON payload received. {exc}") from exc
-        found = method.call(self.world, method.request(message))
+        found = method.answer(self.world, method.request(message))
         with self.world.lock:
             return _json(200, json_format.MessageToDict(getattr(found, "_pb", found)))
 
@@ -199,6 +210,12 @@ class _Request:
     def json(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.body or b"{}")
         return found
+
+
+def _metadata(told: Any) -> Answer:
+    """What is one word is no JSON there."""
+    status, headers, body = _json(200, told)
+    return status, {**headers, "Metadata-Flavor": "Google"}, told.encode() if isinstance(told, str) else body
 
 
 def _json(status: int, told: Any) -> Answer:

@@ -16,8 +16,13 @@ from typing import Any
 from tests.emulators.faults import FAULTS, Fault, Interruption
 from tests.warm_starts import WarmStarts
 
+PROJECT, NUMBER = "demo-project", "123456789012"
+"""The project's id, and the number by which Vertex names it in what it makes."""
 MOST_CALLS = 20_000
 DEVELOPER = "developer"
+VCPUS = 12
+PIECE_BYTES = 16 * 1024
+"""Of one record of Docker's json-file log."""
 
 
 class Refused(Exception):
@@ -47,9 +52,17 @@ class Settings:
     """Whether training processes start without their imports, where the image can (tests/warm_starts.py)."""
     images: dict[str, str | None] = field(default_factory=dict)
     """Pattern of imageUri -> its interpreter, or None: there is no such image."""
-    quotas: dict[str, int] = field(default_factory=dict)
-    """Name of a quota metric, without its service -> value, for those that differ from default_quota."""
+    quotas: dict[str, int | None] = field(default_factory=dict)
+    """Name of a quota metric, without its service -> value, for those that differ from default_quota; None: Google
+    tells none, and enforces none here."""
     default_quota: int = 64
+    """On GPUs; on vCPUs it is VCPUS times as much."""
+    stockout: list[str] = field(default_factory=list)
+    """Machine types of which there are none."""
+    machine_account: str | None = None
+    """The service account of the developer's own machine, as its metadata server tells; None: it is a laptop."""
+    login: str | None = None
+    """The e-mail address of who is logged in; None: the login was not for it."""
     grace_s: float = 30
     """Between SIGTERM and SIGKILL."""
     pace_s: float = 0.05
@@ -132,8 +145,13 @@ class World:
                 return python
         return self.settings.python
 
-    def quota(self, metric: str) -> int:
-        return self.settings.quotas.get(metric, self.settings.default_quota)
+    def quota(self, metric: str) -> int | None:
+        usual = self.settings.default_quota * (VCPUS if metric.endswith("cpus") else 1)
+        return self.settings.quotas.get(metric, usual)
+
+    def has(self, metric: str, wanted: int) -> bool:
+        quota = self.quota(metric)
+        return quota is None or wanted <= quota
 
     def token_of(self, account: str) -> str:
         token = secrets.token_hex(16)
@@ -141,20 +159,29 @@ class World:
         return token
 
     def log(self, job: Any, task: str, message: str, severity: str) -> None:
-        """One entry of Cloud Logging, as Vertex's agent writes it."""
+        """A line as Vertex's agent writes it to Cloud Logging: in one entry, or more where it is long."""
+        if task == "service":  # it speaks in one of the two fields, the processes' lines stand in the other
+            self.note(job, task, severity, {"textPayload": message})
+            return
+        line = f"{message}\n".encode()
+        for start in range(0, len(line), PIECE_BYTES):
+            piece = line[start : start + PIECE_BYTES].decode(errors="replace")
+            said = {"message": piece, "attrs": {"tag": task}, "levelname": severity}
+            self.note(job, task, severity, {"jsonPayload": said})
+
+    def note(self, job: Any, task: str, severity: str, said: dict[str, Any]) -> None:
         at = time.time_ns()
-        _, project, _, _, _, number = job.proto.name.split("/")
+        number = job.proto.name.rpartition("/")[2]
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at // 10**9))
         with self.lock:
             self.entries.append(
                 {
                     "insertId": f"e{next(self.numbers):x}", "timestamp": f"{stamp}.{at % 10**9:09d}Z",
-                    "severity": severity, "logName": f"projects/{project}/logs/{task}",
-                    "jsonPayload": {"message": f"{message}\n", "levelname": severity},
+                    "severity": severity, "logName": f"projects/{PROJECT}/logs/{task}", **said,
                     "labels": {"ml.googleapis.com/job_id/log_area": "root"}, "_at": at,
                     "resource": {
                         "type": "ml_job",
-                        "labels": {"job_id": number, "task_name": task, "project_id": project},
+                        "labels": {"job_id": number, "task_name": task, "project_id": PROJECT},
                     },
                 }
             )  # fmt: skip
@@ -197,6 +224,9 @@ class World:
     def do_calls(self) -> list[dict[str, Any]]:
         return list(self.calls)
 
+    def do_named(self, job: str) -> str:
+        return str(self.job_called(job).proto.name)
+
     def do_attempts(self, job: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.job_called(job).attempts
         return found
@@ -205,7 +235,7 @@ class World:
         number = self.job_called(job).proto.name.rpartition("/")[2]
         with self.lock:
             found = [e for e in self.entries if e["resource"]["labels"]["job_id"] == number]
-        return [str(e["jsonPayload"]["message"]).rstrip("\n") for e in found]
+        return [str(e.get("textPayload") or e["jsonPayload"]["message"]).rstrip("\n") for e in found]
 
     def do_settings(self, **changed: Any) -> dict[str, Any]:
         for name, value in changed.items():
@@ -218,3 +248,8 @@ class World:
         """By its display name or its resource name, the newest."""
         with self.lock:
             return next(j for j in reversed(self.jobs.values()) if name in (j.proto.display_name, j.proto.name))
+
+
+def numbered(name: str) -> str:
+    """A resource's name as Vertex keeps it: with the project's number, whichever of the two it was given."""
+    return name.replace(f"projects/{PROJECT}/", f"projects/{NUMBER}/", 1)
