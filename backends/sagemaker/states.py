@@ -95,7 +95,7 @@ def tries(job: Mapping[str, Any]) -> dict[str, str]:
     https://docs.aws.amazon.com/sagemaker/latest/dg/train-instance-preferences.html (read 2026-11-30)
     """
     resources = job.get("ResourceConfig") or {}
-    asked = types_of(resources)
+    asked = [] if resources.get("InstanceGroups") else types_of(resources)  # groups: all of them, or none
     given = resources.get("SelectedInstanceType")
     if given is None and job.get("TrainingStartTime") and len(asked) == 1:
         given = asked[0]

@@ -90,6 +90,12 @@ def test_a_wait_that_has_become_too_long_is_no_cancellation(account: Account, ba
     assert status_of(early, "").state == JobState.CANCELLED
 
 
+def test_groups_of_machines_are_no_alternatives() -> None:
+    groups = [{"InstanceType": name, "InstanceCount": 1} for name in TYPES]
+    told = {"TrainingJobStatus": "Completed", "SecondaryStatus": "Completed"}
+    assert status_of({**told, "ResourceConfig": {"InstanceGroups": groups}}, "").tries == {}
+
+
 def test_an_end_in_a_word_that_is_not_known_is_an_end() -> None:
     status = status_of({"TrainingJobStatus": "Stopped", "SecondaryStatus": "MaxPatienceExceeded"}, "")
     assert (status.state, status.reason) == (JobState.FAILED, "SageMaker ended it: MaxPatienceExceeded")
