@@ -80,8 +80,9 @@ class Verbs(DefaultGroup):  # type: ignore[misc]
         """Run the verb. A reader (head, less) that has seen enough is no error, as click and rich make it."""
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:
-            pass
+        except BrokenPipeError as exc:
+            if not _reader_is_gone():  # another pipe, or a connection: click would end without a word
+                raise ConnectionError(str(exc)) from exc
         except SystemExit as exc:
             if not isinstance(exc.__context__, BrokenPipeError):
                 raise
@@ -164,6 +165,18 @@ def _tell(exc: Exception, debug: bool) -> int:
     if exc.hint:
         click.echo(f"  -> {exc.hint}", err=True)
     return exc.exit_code
+
+
+def _reader_is_gone() -> bool:
+    """Does nobody read what is printed? Only writing tells."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            os.write(stream.fileno(), b"\n")
+        except BrokenPipeError:
+            return True
+        except (OSError, ValueError):  # it is no file
+            continue
+    return False
 
 
 def _in_words(exc: OSError) -> Exception:

@@ -24,6 +24,7 @@ from backends.base import (
     RunsInSomePlaces,
     SaysWho,
     Site,
+    Sweeps,
 )
 from backends.registry import BUILTIN
 from launcher import wheelhouse
@@ -33,8 +34,10 @@ from launcher.data.check import check_data
 from launcher.discovery import Discovery, Orphan
 from launcher.errors import (
     ConfigError,
+    CredentialsError,
     JobNotFoundError,
     LaunchError,
+    UnreachableError,
     UnsupportedError,
 )
 from launcher.events import Event
@@ -173,6 +176,20 @@ class Client:
         """The job with this id, reference or unique beginning of an id, as it was last seen: asks nobody."""
         return self._look_up(key)
 
+    def sweep(self, age: timedelta, backend: str | None = None) -> Iterator[tuple[str, int, str | None]]:
+        """(backend, how many things were removed, why it could not be asked): what belongs to no job, by age.
+
+        Nothing of the last day is touched: somebody may be sending it.
+        """
+        before = datetime.now(UTC) - max(age, timedelta(days=1))
+        for name in [backend] if backend else BUILTIN:
+            target = self._backend(name)
+            if isinstance(target, Sweeps) and self._discovery.is_set_up(name):
+                try:
+                    yield name, target.sweep(self._site(name), before), None
+                except LaunchError as exc:
+                    yield name, 0, exc.message
+
     def release(self, job_id: str) -> JobRecord:
         """Remove what the job left stored; it stays in the record."""
         record = self.get(job_id)
@@ -191,6 +208,14 @@ class Client:
             if not record.never_started:
                 raise
             return record  # it can be shown without its backend
+
+    def seen(self, key: str | None = None) -> tuple[JobRecord, str | None]:
+        """As `get`; where its backend can't be asked now, the job as it was last seen, and why."""
+        record = self._look_up(key)
+        try:
+            return self.get(record.id), None
+        except (CredentialsError, UnreachableError) as exc:
+            return record, exc.message
 
     def jobs(self) -> list[JobRecord]:
         """Every job, newest first, refreshed; see `listed`."""
@@ -253,9 +278,8 @@ class Client:
     def needs_follower(self, record: JobRecord) -> bool:
         """True of a job that is submitted anew when it loses its machine, but only by somebody who follows it."""
         able = self._backend(record.backend).capabilities.resubmits
-        if not (able and record.wants_spot) or sent_by_another(record.owner):
-            return False
-        return record.job().resources.resubmits != 0
+        forbidden = (record.spec.get("resources") or {}).get("resubmits") == 0
+        return able and record.wants_spot and not forbidden and not sent_by_another(record.owner)
 
     def events(self, job_id: str, *names: str) -> list[Event]:
         """The recorded events, oldest first; with `names`: those alone."""

@@ -31,7 +31,7 @@ from launcher.spec import JobSpec
 from launcher.store import JobRecord
 from train_entry.config import changes, misfits, train_part
 
-NOT_ESTIMATED = "not estimated anew"
+NOT_ESTIMATED = "how much of it is left"
 """A job that goes on from its checkpoints: its estimate is that of the first."""
 DRY_RUN_STEPS = 5
 LEAST_HOURS = 0.25

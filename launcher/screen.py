@@ -115,6 +115,12 @@ def ago(moment: datetime, now: datetime | None = None) -> str:
     return f"{seconds}s ago"
 
 
+def tell_unasked(record: JobRecord, why: str) -> None:
+    """Remark that a job is shown as it was last seen."""
+    when = f", as it was seen {ago(record.seen)}" if record.seen else ""
+    err().print(f"{record.backend} can't be asked now{when}: {why}", style="yellow")
+
+
 def span(seconds: float | None) -> str:
     """'42s', '3m 07s', '2h 05m'; '-' when unknown."""
     if seconds is None:
@@ -194,6 +200,9 @@ def plan_rows(planned: Planned) -> list[tuple[str, str | Text]]:
     if planned.resumes:
         changed = f" with {'; '.join(planned.changed)}" if planned.changed else ", unchanged"
         rows.append(("goes on", f"from the newest checkpoint of {planned.resumes.id}{changed}"))
+        if took := planned.resumes.actual.get("seconds"):
+            paid = planned.resumes.actual.get("cost")
+            rows.append(("so far", span(took) if paid is None else f"{span(took)}, ${paid}"))
     if data is None:
         rows.append(("data", f"{job.data.train} (checked where it runs)"))
     else:

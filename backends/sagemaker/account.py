@@ -10,15 +10,12 @@ from typing import Any
 
 from backends.base import Plan, Problem, Site
 from backends.sagemaker.aws import LOGIN, Aws
+from backends.sagemaker.images import PARTS
 from backends.sagemaker.machines import types_of
-from backends.sagemaker.policies import SERVICE, trust
+from backends.sagemaker.policies import SERVICE, tag_command, trust
 from launcher.errors import BackendError, CredentialsError, JobNotFoundError, LaunchError, UnreachableError
 
 QUOTA_PAGE = "https://{region}.console.aws.amazon.com/servicequotas/home/services/sagemaker/quotas/{code}"
-ECR_IMAGE = re.compile(
-    r"(?P<account>\d{12})\.dkr[.-]ecr[.-](?P<region>[a-z0-9-]+)\.[^/]+/(?P<name>[^@:]+)"
-    r"(?::(?P<tag>[\w.-]+))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
-)
 CHAIN = "the environment, AWS_PROFILE or the default profile, SSO, this machine's own role"
 
 
@@ -47,6 +44,11 @@ class Account:
         if plan is not None:
             found += [*self._of_quota(plan), *self._of_image(plan), *self._of_secrets(plan, site)]
         return [*found, *self._unsure]
+
+    def signed_in(self) -> str:
+        """Who, and which credential of the chain answered. Raises CredentialsError."""
+        caller = self._aws.call("sts", "get_caller_identity", "asking AWS who you are", expects="Arn")
+        return f"{caller['Arn']} (by {self._aws.provider()})"
 
     def facts(self) -> dict[str, list[str]]:
         """Roles that SageMaker may take on, and buckets of this region; what sounds like training comes first."""
@@ -126,7 +128,7 @@ class Account:
 
     def _of_image(self, plan: Plan) -> Iterator[Problem]:
         image = plan.request["AlgorithmSpecification"].get("TrainingImage", "")
-        match = ECR_IMAGE.fullmatch(image)
+        match = PARTS.fullmatch(image)
         if match is None:
             return
         if match["region"] != self._aws.region:
@@ -153,10 +155,14 @@ class Account:
                     fix=f"launch secrets put {name} --backend sagemaker",
                     kind="credentials",
                 )
-            elif secret and not self._may(site.need("role"), "secretsmanager:GetSecretValue", secret["ARN"], {}):
+                continue
+            # The simulator does not know a secret's tags: a policy that asks for one denies without.
+            tags = {f"secretsmanager:ResourceTag/{t['Key']}": t["Value"] for t in secret.get("Tags") or ()}
+            if secret and not self._may(site.need("role"), "secretsmanager:GetSecretValue", secret["ARN"], tags):
                 yield Problem(
                     what=f"role {site.need('role')} may not read the secret {name}",
-                    fix="launch setup sagemaker --advice prints the policy that it needs",
+                    fix=f"{tag_command(name, self._aws.region)}   (where the role has the policy that "
+                    "launch setup sagemaker --advice prints)",
                     kind="credentials",
                 )
 

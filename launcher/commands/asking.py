@@ -21,9 +21,11 @@ def refuse_unasked(what: str, yes: bool, somebody: bool | None = None) -> None:
 
 
 def ask(question: str, yes: bool) -> None:
-    """Go on when the user agrees; click.Abort otherwise."""
-    if not yes:
-        click.confirm(question, abort=True, err=True)
+    """Go on when the user agrees; raise LaunchError otherwise."""
+    from launcher.errors import LaunchError
+
+    if not (yes or click.confirm(question, err=True)):
+        raise LaunchError("nothing was done")
 
 
 def anothers(record: JobRecord) -> str | None:

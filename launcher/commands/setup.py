@@ -91,17 +91,16 @@ def _completed(target: Backend, values: dict[str, str], find: bool, given: bool)
 
 
 def _found(target: Backend, values: dict[str, str]) -> dict[str, str]:
-    """The best value of each fact that is not known yet; all of them are shown."""
+    """The best value of each fact that is not known yet; all of them are shown, and as whom that was asked."""
     from backends.base import SaysWho, Site
 
-    best = {}
-    finder = _finder(target)
+    told = _finder(target).find_facts(values)
+    found = {name: candidates for name, candidates in told.items() if candidates and name not in values}
+    best = {name: candidates[0] for name, candidates in found.items()}
     if isinstance(target, SaysWho):
-        click.echo(f"signed in as {target.signed_in(Site(backend=target.name, facts=dict(values)))}", err=True)
-    for name, candidates in finder.find_facts(values).items():
-        if name in values or not candidates:
-            continue
-        best[name] = candidates[0]
+        who = target.signed_in(Site(backend=target.name, facts={**best, **values}))
+        click.echo(f"signed in as {who}", err=True)
+    for name, candidates in found.items():
         others = f" (also: {', '.join(candidates[1:4])})" if len(candidates) > 1 else ""
         click.echo(f"found {name}: {candidates[0]}{others}", err=True)
     return best

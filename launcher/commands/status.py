@@ -20,7 +20,9 @@ def command(job: str | None, as_json: bool) -> None:
     from launcher import screen
 
     client = options.make_client()
-    record = client.get(job)
+    record, why = client.seen(job)
+    if why:
+        screen.tell_unasked(record, why)
     events = client.events(record.id)
     phase = next((e.fields.get("name") for e in reversed(events) if e.name == "phase"), None)
     step = next((e.fields for e in reversed(events) if e.name == "step"), {})

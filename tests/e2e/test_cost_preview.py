@@ -25,8 +25,8 @@ def job(tmp_path: Path) -> Path:
     return tmp_path / "launch.yaml"
 
 
-def test_the_total_comes_first_and_nothing_needs_an_account(launch: Launch, job: Path) -> None:
-    done = launch("cost")
+def test_the_total_comes_first_and_nothing_needs_an_account(typed: Launch, job: Path) -> None:
+    done = typed("cost")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("$")
@@ -36,8 +36,8 @@ def test_the_total_comes_first_and_nothing_needs_an_account(launch: Launch, job:
     assert max(map(len, lines)) <= 80
 
 
-def test_json_has_every_offer_and_one_is_chosen(launch: Launch, job: Path) -> None:
-    found = json.loads(launch("cost", "launch.yaml", "--json").stdout)
+def test_json_has_every_offer_and_one_is_chosen(typed: Launch, job: Path) -> None:
+    found = json.loads(typed("cost", "launch.yaml", "--json").stdout)
     assert {"local", "sagemaker", "vertex", "azureml", "skypilot", "together"} <= {
         one["backend"] for one in found["offers"]
     }
@@ -51,31 +51,29 @@ def test_json_has_every_offer_and_one_is_chosen(launch: Launch, job: Path) -> No
     assert all(one["why_unpriced"] for one in unpriced)
 
 
-def test_what_launch_plan_takes_is_what_launch_cost_chose(launch: Launch, job: Path) -> None:
+def test_what_launch_plan_takes_is_what_launch_cost_chose(typed: Launch, job: Path) -> None:
     chosen = next(
-        one
-        for one in json.loads(launch("cost", "--backend", "vertex", "--json").stdout)["offers"]
-        if one["chosen"]
+        one for one in json.loads(typed("cost", "--backend", "vertex", "--json").stdout)["offers"] if one["chosen"]
     )
-    plan = json.loads(launch("plan", "--backend", "vertex", "--json").stdout)
+    plan = json.loads(typed("plan", "--backend", "vertex", "--json").stdout)
     assert plan["hardware"] == chosen["instance_type"]
     assert {"request", "estimate", "bundle"} <= plan.keys()
     assert float(plan["estimate"]["expected"]) == chosen["total"]["expected"]
     assert plan["estimate"]["hours"] == chosen["hours"]
 
 
-def test_a_budget_below_the_band_is_refused_with_where_it_is_enough(launch: Launch, job: Path) -> None:
+def test_a_budget_below_the_band_is_refused_with_where_it_is_enough(typed: Launch, job: Path) -> None:
     for verb in ("plan", "run"):
-        done = launch(verb, "--backend", "azureml", "--set", "resources.gpu=H100", "--budget", "0.9")
+        done = typed(verb, "--backend", "azureml", "--set", "resources.gpu=H100", "--budget", "0.9")
         assert done.returncode == 6, done.stderr
         assert "$0.9 is not enough on azureml" in done.stderr
         assert "launch run --backend" in done.stderr
 
 
-def test_launch_run_shows_the_preview_and_does_not_spend_unasked(launch: Launch, job: Path) -> None:
+def test_launch_run_shows_the_preview_and_does_not_spend_unasked(typed: Launch, job: Path) -> None:
     facts = {"region": "us-east-1", "role": "arn:aws:iam::111122223333:role/train", "bucket": "my-bucket"}
     sets = [f"--set=site.sagemaker.{name}={value}" for name, value in facts.items()]
-    done = launch("run", "--backend", "sagemaker", *sets)
+    done = typed("run", "--backend", "sagemaker", *sets)
     assert done.returncode == 2
     assert "nobody can be asked" in done.stderr
     assert "training and judging" in done.stderr
@@ -94,16 +92,16 @@ def test_launch_run_shows_the_preview_and_does_not_spend_unasked(launch: Launch,
         (("--budget", "much"), "budget"),
     ],
 )
-def test_bad_input_is_told_in_words(launch: Launch, job: Path, args: tuple[str, ...], said: str) -> None:
+def test_bad_input_is_told_in_words(typed: Launch, job: Path, args: tuple[str, ...], said: str) -> None:
     (job.parent / "empty.jsonl").write_text("")
     (job.parent / "latin.jsonl").write_bytes('{"prompt": "caf\u00e9", "completion": "x"}'.encode("latin-1"))
-    done = launch("cost", *args)
+    done = typed("cost", *args)
     assert done.returncode == 2
     assert said in done.stderr
     assert done.stdout == ""
 
 
-def test_a_plan_without_a_known_model_still_says_what_it_costs_at_most(launch: Launch, job: Path) -> None:
-    done = launch("plan", "--backend", "vertex", "--set", "model=org/unheard-of")
+def test_a_plan_without_a_known_model_still_says_what_it_costs_at_most(typed: Launch, job: Path) -> None:
+    done = typed("plan", "--backend", "vertex", "--set", "model=org/unheard-of")
     assert done.returncode == 0, done.stderr
     assert "at most $" in done.stdout

@@ -229,8 +229,8 @@ def test_a_damaged_refreshed_list_is_named_not_passed_over() -> None:
 # launch prices show
 
 
-def test_show_says_what_is_known_how_old_and_from_where(launch: Launch) -> None:
-    done = launch("prices", "show")
+def test_show_says_what_is_known_how_old_and_from_where(typed: Launch) -> None:
+    done = typed("prices", "show")
     assert done.returncode == 0, done.stderr
     assert "sagemaker" in done.stdout
     assert "bundled" in done.stdout
@@ -239,9 +239,9 @@ def test_show_says_what_is_known_how_old_and_from_where(launch: Launch) -> None:
     assert max(map(len, done.stdout.splitlines())) <= 80
 
 
-def test_show_has_stable_names_in_json(launch: Launch) -> None:
+def test_show_has_stable_names_in_json(typed: Launch) -> None:
     user_file().write_text("discounts:\n- {backend: vertex, percent: 10}\n")
-    done = launch("prices", "show", "--backend", "vertex", "--gpu", "H100:8", "--region", "us-central1", "--json")
+    done = typed("prices", "show", "--backend", "vertex", "--gpu", "H100:8", "--region", "us-central1", "--json")
     found = json.loads(done.stdout)
     assert set(found) == {"sources", "yours", "prices", "tokens"}
     (one,) = found["prices"]
@@ -254,8 +254,8 @@ def test_show_has_stable_names_in_json(launch: Launch) -> None:
     assert len(bundled_rows()) == sum(source["prices"] for source in found["sources"])
 
 
-def test_show_writes_a_price_that_is_not_known_as_a_word(launch: Launch) -> None:
-    done = launch("prices", "show", "--backend", "azureml", "--gpu", "H200")
+def test_show_writes_a_price_that_is_not_known_as_a_word(typed: Launch) -> None:
+    done = typed("prices", "show", "--backend", "azureml", "--gpu", "H200")
     assert "unknown" in done.stdout
     assert " 0.00" not in done.stdout
 
@@ -267,21 +267,21 @@ def test_show_writes_a_price_that_is_not_known_as_a_word(launch: Launch) -> None
         (["--backend", "sagemker"], "did you mean sagemaker?"),
     ],
 )
-def test_show_corrects_names_that_it_does_not_know(launch: Launch, args: list[str], words: str) -> None:
-    done = launch("prices", "show", *args)
+def test_show_corrects_names_that_it_does_not_know(typed: Launch, args: list[str], words: str) -> None:
+    done = typed("prices", "show", *args)
     assert done.returncode == 2
     assert words in done.stderr
 
 
-def test_show_names_a_mistake_in_the_users_file(launch: Launch) -> None:
+def test_show_names_a_mistake_in_the_users_file(typed: Launch) -> None:
     user_file().write_text("rates:\n- backend: local\n  hourly: -1\n  unit: USD/gpu-hour\n")
-    done = launch("prices", "show")
+    done = typed("prices", "show")
     assert done.returncode == 2
     assert f"{user_file()}:3:" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_show_of_this_machine_is_free_or_your_rate(launch: Launch) -> None:
-    assert "free: your machine" in launch("prices", "show", "-b", "local").stdout
+def test_show_of_this_machine_is_free_or_your_rate(typed: Launch) -> None:
+    assert "free: your machine" in typed("prices", "show", "-b", "local").stdout
     user_file().write_text("rates:\n- {backend: local, hourly: 0.35, unit: USD/gpu-hour}\n")
-    assert "local: $0.35 a GPU-hour" in launch("prices", "show", "-b", "local").stdout
+    assert "local: $0.35 a GPU-hour" in typed("prices", "show", "-b", "local").stdout

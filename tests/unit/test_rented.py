@@ -97,6 +97,7 @@ def test_a_resumed_job_is_shown_and_agreed_to_before_it_costs(ended: str) -> Non
     assert "costs money (at most $" in why(refused)
     assert "--yes" in why(refused)
     assert f"goes on from the newest checkpoint of {ended}, unchanged" in " ".join(refused.stderr.split())
+    assert re.search(r"so far +\d+s", refused.stderr)
     assert "r1.large" in refused.stderr and "$2.00 an hour" in refused.stderr
     assert [job["id"] for job in json.loads(launch("list", "--json").stdout)] == [ended]
     agreed = launch("resume", ended, "--yes", "--detach", "--json")
@@ -106,7 +107,7 @@ def test_a_resumed_job_is_shown_and_agreed_to_before_it_costs(ended: str) -> Non
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_a_terminal_is_asked_with_the_price_and_as_whom(ended: str) -> None:
     code, said = on_a_terminal("resume", ended, typed="n")
-    assert code != 0
+    assert code == 1 and "nothing was done" in said
     assert "signed in as anna in a-1 (RENTED_KEY)" in said
     assert "Cost: at most $" in said and "Start?" in said
     assert len(json.loads(launch("list", "--json").stdout)) == 1
@@ -292,6 +293,9 @@ def test_a_vendor_that_is_away_is_asked_once_and_its_jobs_are_shown_with_their_a
     assert (account / "asked").read_text().count("\n") == 1
     assert done.stdout.count("RUNNING 1h ago") == 3
     assert "rented can't be asked now" in done.stderr and "no answer from rented" in done.stderr
+    for verb in ("show", "status"):
+        alone = launch(verb, jobs[0])
+        assert "RUNNING" in alone.stdout and "as it was seen 1h ago: no answer from rented" in alone.stderr
     (account / "down").unlink()
     assert "RUNNING" not in launch("list").stdout
     (job, *_) = json.loads(launch("list", "--json").stdout)

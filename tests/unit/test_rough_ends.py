@@ -70,6 +70,19 @@ def test_a_record_that_another_launcher_holds_is_not_called_damaged(
     store.update("a-1", state="SUCCEEDED")
 
 
+def test_a_connection_that_breaks_is_not_taken_for_a_reader_that_has_seen_enough(
+    client: Client, typed: Launch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: LocalBackend, plan: Plan, progress: Any) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(LocalBackend, "stage", broken)
+    assert typed("init").returncode == 0
+    done = typed("run")
+    assert done.returncode == 1 and "unexpected ConnectionError: [Errno 32] Broken pipe" in done.stderr
+    assert [job.state for job in client.jobs()] == ["FAILED"]
+
+
 def test_a_folder_that_cannot_be_written_is_no_bug(launch: Launch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert CliRunner().invoke(cli, ["init", str(tmp_path)]).exit_code == 0

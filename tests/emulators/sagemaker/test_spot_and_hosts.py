@@ -57,7 +57,8 @@ def test_an_interruption_can_be_planned_by_name_and_more_than_once(account: Acco
 def test_where_there_is_no_capacity_an_on_demand_job_fails(account: Account) -> None:
     account.aws.capacity("ml.p5.48xlarge", available=False)
     told = account.aws.wait(account.start(ResourceConfig={"InstanceType": "ml.p5.48xlarge", "InstanceCount": 1}))
-    assert states(told) == ["Starting", "Failed"]
+    assert states(told) == ["Starting", "Pending", "Failed"]
+    assert told["SecondaryStatusTransitions"][1]["StatusMessage"] == "Training job waiting for capacity"
     assert told["FailureReason"].startswith("CapacityError: Unable to provision requested ML compute capacity.")
     assert "TrainingStartTime" not in told
     assert "BillableTimeInSeconds" not in told
@@ -69,10 +70,10 @@ def test_a_spot_job_waits_for_capacity_as_long_as_it_may(account: Account) -> No
     told = account.aws.wait(short)
     assert (told["TrainingJobStatus"], states(told)) == (
         "Stopped",
-        ["Starting", "Stopping", "MaxWaitTimeExceeded"],
+        ["Starting", "Pending", "Stopping", "MaxWaitTimeExceeded"],
     )
     patient = account.start(hyper={"steps": 1}, **account.spot("patient"))
-    account.aws.wait(patient, "Starting")
+    account.aws.wait(patient, "Pending")
     account.aws.capacity("ml.g5.xlarge", available=True)
     assert account.aws.wait(patient)["TrainingJobStatus"] == "Completed"
 
