@@ -52,9 +52,12 @@ class Account:
         found = [*self._of_region(site, workspace), *self._of_datastore(site, scope, workspace)]
         if plan is not None:
             region = workspace.get("location") or site.get("region")
-            found += [*self._of_compute(plan, scope), *of_image(self._azure, plan), *self._of_secrets(plan, site)]
+            found += [*self._of_compute(plan, scope), *of_image(self._azure, plan)]
             if plan.job.secrets:
-                found += of_vault(self._azure, site, workspace)
+                vault = list(of_vault(self._azure, site, workspace))
+                found += vault
+                if all(problem.kind != "config" for problem in vault):  # no name to be asked for in vain
+                    found += self._of_secrets(plan, site)
             if region and "computeId" not in plan.request["job"]["properties"]:
                 found += self._of_size(plan, site.need("subscription"), str(region))
         return [*found, *self._unsure]

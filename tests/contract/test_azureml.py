@@ -159,6 +159,7 @@ class TestAzureML(BackendContract):
             wrong = {"identity": "0" * 8 + "-0000-0000-0000-" + "0" * 12, "key_vault": "elsewhere"}[changed]
             site = dataclasses.replace(self.site(), facts={**self.site().facts, changed: wrong})
             assert any(said in p.fix for p in backend.check(site, planned))
+        assert self.azure.strangers() == []  # a vault that is not there has no address to be waited for
 
     def test_an_image_that_is_not_there_is_told(self, planned: Plan) -> None:
         self.azure.clear()

@@ -53,6 +53,7 @@ class TestAzureML(CloudCases):
         ("throttle", "PutJob", 2, 0), ("error", "blob:PutBlob", 2, 0), ("drop", "history:GetRun", 2, 0),
         ("unavailable", "GetJob", 7, 1), ("cut", "blob:GetBlob", 1, 0),
     )  # fmt: skip
+    at_once = 2  # eight: test_eight_jobs_at_once_that_are_sent_twice_each_are_eight_jobs
     log_in = "az login"
 
     def test_a_busy_and_broken_service_is_waited_out(self, anna: CloudLaptop, tiny_model: Path) -> None:

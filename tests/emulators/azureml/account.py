@@ -114,18 +114,19 @@ class Mount:
     def path(self) -> Path:
         return self._folder / Path(self._key).name if self._of_file else self._folder
 
-    def bring(self) -> None:
-        """Everything that is there now. Raises FileNotFoundError where a file that must be there is not."""
+    def bring(self) -> bool:
+        """Everything that is there now; False where nothing is. Raises FileNotFoundError for a missing file."""
         self._folder.mkdir(parents=True, exist_ok=True)
         if self._of_file:
             self.path.write_bytes(self._account.get(self._container, self._key))
-            return
+            return True
         for key, _ in self._account.keys(self._container, f"{self._key}/"):
             name = key.removeprefix(f"{self._key}/")
             path = self._folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(self._account.get(self._container, key))
             self._known[name] = _like(path)
+        return bool(self._known)
 
     def send(self) -> None:
         """What has changed since, and that a file is gone."""

@@ -1,6 +1,8 @@
 """Azurite, Microsoft's own emulator of Blob Storage (MIT, on npm): installed once, and run as a process.
 
 `make test` installs what azurite_packages/ pins, with npm, into the cache folder, named by the hash of the pins.
+Their lock is npm's (`npm install --package-lock-only --omit-lockfile-registry-resolved`), less what `npm ci` never
+reads. 3.35 is the last Azurite that runs on Debian's Node.js.
 """
 
 from __future__ import annotations

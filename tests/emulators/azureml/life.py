@@ -183,7 +183,8 @@ class Life(threading.Thread):
                 continue
             of_file = data["jobInputType"] == "uri_file"
             mount = Mount(self.world.account, data["uri"], self.node / "inputs" / name, of_file)
-            mount.bring()
+            if not mount.bring():
+                raise FileNotFoundError(f"input {name}: nothing at {data['uri']}")
             found[f"inputs.{name}"] = str(mount.path)
         for name, data in (self.properties.get("outputs") or {}).items():
             uri = data.get("uri") or f"azureml://datastores/workspaceblobstore/paths/azureml/{self.name}/{name}/"

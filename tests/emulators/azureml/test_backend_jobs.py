@@ -180,8 +180,10 @@ def test_a_last_line_without_its_end_is_held_until_no_more_can_come(
 def test_eight_jobs_at_once_that_are_sent_twice_each_are_eight_jobs(jobs: Jobs) -> None:
     plans = [planned(jobs, name=f"many-{number}") for number in range(8)]
     for plan in plans:
-        plan.request["job"]["properties"]["command"] = "echo up"
+        plan.request["job"]["properties"]["command"] = "cat ${{inputs.bundle}}/job.json"
     jobs.backend._put_environment(plans[0].request["environment"])
+    bucket = Storage(Azure(), jobs.path, "workspaceblobstore")
+    bucket.put(f"finelaunch/bundles/{plans[0].bundle.sha256}/job.json", b"up\n")
     with ThreadPoolExecutor(16) as pool:  # as many launchers
         refs = list(pool.map(lambda plan: AzureMLBackend(Path("unused")).submit(plan), [*plans, *plans]))
     assert sorted({ref.id for ref in refs}) == [plan.token for plan in plans]
