@@ -35,14 +35,15 @@ def assumptions(work: Work, found: Sequence[OfferEstimate]) -> Iterator[str]:
 def _unlike(found: Sequence[OfferEstimate]) -> tuple[list[OfferEstimate], list[OfferEstimate]]:
     """Of all estimates that say the same of time, one; and one of those that say the same of the price."""
     timed: dict[int, OfferEstimate] = {}
-    priced: dict[tuple[object, ...], OfferEstimate] = {}
+    priced: dict[tuple[int, str], OfferEstimate] = {}
     for one in found:
-        price, backend = one.price, one.offer.backend
-        if one.hardware.hours is None:
+        price, hardware = one.price, one.hardware
+        if hardware.hours is None:
             continue
-        timed.setdefault(id(one.hardware), one)
-        if isinstance(price, Price) and backend != "local":
-            priced.setdefault((backend, price.spot, one.offer.flex, len(price.components), price.note), one)
+        timed.setdefault(id(hardware), one)
+        # One backend, on spot or on demand, has one hardware of its own.
+        if isinstance(price, Price) and one.offer.backend != "local":
+            priced.setdefault((id(hardware), price.note), one)
     return list(timed.values()), list(priced.values())
 
 

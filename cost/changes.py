@@ -39,13 +39,14 @@ class Changes:
         self._changed: dict[tuple[str, ...], Estimator] = {}
         self._by_ranks: dict[int, Sequence[tuple[str, tuple[str, ...], JobSpec]]] = {}
         self._fitting: dict[str, OfferEstimate] = {}
+        least: dict[str, Decimal] = {}
         self._helping: dict[int, _Helping | None] = {}
         """id of a Hardware, of which the estimator has one for all offers alike -> what helps there."""
         for one in others:
             if one.hardware.fit == "yes" and one.total is not None:
-                best = self._fitting.get(one.offer.backend)
-                if best is None or _usual(one) < _usual(best):
-                    self._fitting[one.offer.backend] = one
+                backend, usual = one.offer.backend, one.total.usual
+                if backend not in least or usual < least[backend]:
+                    self._fitting[backend], least[backend] = one, usual
 
     def smallest(self, short: OfferEstimate) -> Change | None:
         """The change for an offer that lacks memory; None when nothing known helps.
@@ -126,10 +127,6 @@ def _variant(job: JobSpec, what: str, values: Mapping[str, Any]) -> tuple[str, t
         data[section][name] = value
     settings = tuple(f"{path}={str(value).lower()}" for path, value in values.items())
     return what, settings, JobSpec.model_validate(data)
-
-
-def _usual(one: OfferEstimate) -> Decimal:
-    return one.total.usual if one.total else Decimal(0)
 
 
 def _difference(one: OfferEstimate, other: OfferEstimate) -> Decimal | None:

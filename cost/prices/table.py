@@ -99,11 +99,10 @@ class Prices:
             return _local(instance_type, spot)
         if rate:
             return _own(rate, backend, instance_type, region, gpus or next((r.gpus for r in _all(kind)), 0))
-        found = [
-            self.listed(row, backend, spot, flex)
-            for row in _in_region(kind, place.region)
-            if place.cloud in (None, row.provider) and gpus in (None, 0, row.gpus)
-        ]
+        rows: Sequence[Row] = _in_region(kind, place.region)
+        if place.cloud is not None or gpus:
+            rows = [row for row in rows if place.cloud in (None, row.provider) and gpus in (None, 0, row.gpus)]
+        found = [self.listed(row, backend, spot, flex) for row in rows]
         if not found:
             return self._no_list(backend, place) or _unknown(backend, instance_type, place, list(_all(kind)), gpus)
         cheapest = _cheapest(found)
@@ -258,9 +257,9 @@ def _all(kind: _ByRegion) -> Iterator[Row]:
         yield from rows
 
 
-def _in_region(kind: _ByRegion, region: str | None) -> Iterable[Row]:
+def _in_region(kind: _ByRegion, region: str | None) -> Sequence[Row]:
     if region is None:
-        return _all(kind)
+        return next(iter(kind.values())) if len(kind) == 1 else list(_all(kind))
     return (*kind.get(region, ()), *kind.get(EVERYWHERE, ()))
 
 

@@ -271,7 +271,8 @@ def test_the_command_prints_json_with_null_for_what_is_unknown(store: Store) -> 
     assert found["jobs"][1]["hours"] == {
         "low": None, "expected": None, "high": None, "actual": 1.5, "error": None, "inside": None,
     }  # fmt: skip
-    assert found["calibrations"][0]["n"] == 1
+    assert found["calibrations"][0]["n"] == 1 and found["calibrations"][0]["memory"] is None
+    assert found["jobs"][0]["peak_gib"] == {"modelled": None, "measured": 1.0, "ratio": None}
     assert found["summary"]["compared"] == 1
 
 
