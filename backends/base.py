@@ -53,6 +53,15 @@ class JobState(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Wait:
+    """A time in which a job had no machine; `until` None: it has none yet. `said`: its vendor's words."""
+
+    since: datetime
+    until: datetime | None
+    said: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobStatus:
     """What a backend knows of a job now. `reason` says in words why it ended or waits."""
 
@@ -67,6 +76,10 @@ class JobStatus:
     """Seconds that the vendor bills for each of the job's machines, once it says so."""
     machine: str | None = None
     """The instance type that the job got, where the vendor chose one of several."""
+    tries: Mapping[str, str] = field(default_factory=dict)
+    """Instance type -> what became of it, in the order they were asked for, as far as the vendor tells."""
+    waits: tuple[Wait, ...] = ()
+    """Every time without a machine, oldest first, where the vendor tells them."""
     preempted: bool = False
     """True of a job that failed because its spot capacity was taken, and that its vendor won't start again."""
 
@@ -369,6 +382,14 @@ class ListsMachines(Protocol):
 
     def machines(self, site: Site) -> Iterable[Machine]:
         """All that run now. Raises LaunchError."""
+
+
+@runtime_checkable
+class Sweeps(Protocol):
+    """Optional: a backend whose storage can keep what belongs to no job: uploads broken off, unused bundles."""
+
+    def sweep(self, site: Site, before: datetime) -> int:
+        """Remove what of ours is older and belongs to no job; how many things that were. Raises LaunchError."""
 
 
 @runtime_checkable

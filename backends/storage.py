@@ -112,6 +112,10 @@ class BundleStore(ABC):
             self.remove(f"{ROOT}/bundles/{sha256}.json")  # first: a half-removed bundle is not whole
             self.remove(f"{ROOT}/bundles/{sha256}/")
 
+    def withdraw(self, sha256: str, token: str) -> None:
+        """The job was refused: it neither needs its bundle nor has a record. What was sent stays for the next."""
+        self.delete([f"{ROOT}/uses/{sha256}/{token}", _record_key(token)])
+
     def put_record(self, plan: Plan) -> None:
         """Leave with the job what rebuilds a lost record."""
         self.put(_record_key(plan.token), json.dumps(job_record(plan, datetime.now(UTC))).encode())

@@ -9,12 +9,12 @@ import math
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from bench.cost_rows import Case, NoCase, Row, case_of, is_hf, memory_truth, time_truth
+from bench.cost_rows import Case, NoCase, Row, case_of, complete, is_hf, memory_truth, scored, time_truth
 from cost.band import Band, Refusal
 from cost.memory import memory
 from cost.throughput import micro_batch_s
@@ -61,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one object a prediction and line")
     parser.add_argument("--worst", type=int, default=0, help="also list so many rows that are furthest off")
     options = parser.parse_args(argv)
-    with options.csv.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    with options.csv.open(encoding="utf-8-sig", newline="") as file:
+        rows = [complete(row) for row in csv.DictReader(file)]
     found = list(predictions(rows))
     if options.json:
         for prediction in found:
@@ -72,12 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def predictions(rows: Iterable[Row]) -> Iterable[Prediction]:
+def predictions(rows: Iterable[Mapping[str, object]]) -> Iterable[Prediction]:
     """Every figure that the file marks as scored."""
-    for number, row in enumerate(rows):
-        if row["score_time"] == "1":
+    for number, row in enumerate(map(complete, rows)):
+        if scored(row, "score_time"):
             yield _predict(number, row, "time")
-        if row["score_mem"] == "1":
+        if scored(row, "score_mem"):
             yield _predict(number, row, "memory")
 
 
@@ -86,11 +86,15 @@ def _predict(number: int, row: Row, what: str) -> Prediction:
     blank = Prediction(row=number, what=what, group=row["group"], hf=is_hf(row), truth=truth, band=None)
     try:
         case = case_of(row)
+        found = _time(case) if what == "time" else memory(case.recipe, case.counted)
     except NoCase as exc:
         return replace(blank, why=str(exc))
-    found = _time(case) if what == "time" else memory(case.recipe, case.counted)
+    except ArithmeticError as exc:
+        return replace(blank, why=f"figures that no run can have: {exc}")
     if isinstance(found, Refusal):
         return replace(blank, why=found.reason)
+    if not math.isfinite(found.high):
+        return replace(blank, why="figures that no run can have")
     return replace(blank, band=found, naive=_naive_s(case) if what == "time" else None)
 
 

@@ -18,6 +18,13 @@ from launcher.errors import ConfigError
 
 Row = Mapping[str, str]
 
+COLUMNS = (
+    "source", "date", "model", "method", "gpu", "n_gpus", "seq_len", "global_batch", "precision",
+    "packing_or_avg_tokens", "tokens_per_s_per_gpu", "peak_mem_gib_per_gpu", "notes", "micro_batch",
+    "sec_per_microbatch", "grad_ckpt", "stack", "mem_metric", "peak_tokens_per_micro", "arch", "lora_params",
+    "opt", "quant", "score_time", "score_mem", "group",
+)  # fmt: skip
+"""What is read of a row."""
 ALPACA_TOKENS = 120
 """Tokens of an Alpaca row with its template, where the file says Alpaca and no more."""
 LENGTH_SPREAD = 0.5
@@ -50,8 +57,18 @@ class Case:
     other_s: float = 0.0
 
 
+def complete(row: Mapping[str, object]) -> Row:
+    """The row with every column that is read, absent ones empty; others are left out."""
+    found = {name: row.get(name) for name in COLUMNS}
+    return {name: value.strip() if isinstance(value, str) else "" for name, value in found.items()}
+
+
+def scored(row: Row, what: str) -> bool:
+    return _number(row, what) == 1
+
+
 def is_hf(row: Row) -> bool:
-    return row["group"].startswith(HF_GROUPS) or row["stack"] in ("eager", "eager_fa")
+    return row["group"].startswith(HF_GROUPS) or "eager" in row["stack"].lower()
 
 
 def time_truth(row: Row) -> float | None:
@@ -125,7 +142,7 @@ def _gpu(row: Row) -> Gpu:
 
 
 def _stack(row: Row) -> Stack:
-    group, stack, quant = row["group"], row["stack"], row["quant"]
+    group, stack, quant = row["group"], row["stack"].lower(), _quant(row)
     if group.startswith("qwen"):
         return paths.QWEN_GPTQ if quant.startswith("gptq") else paths.QWEN
     if group.startswith("litgpt"):
@@ -134,13 +151,13 @@ def _stack(row: Row) -> Stack:
         return paths.PEFT_BENCHMARK
     if group.startswith("llmfoundry"):
         return paths.fp8(paths.LLM_FOUNDRY) if "fp8" in row["precision"] else paths.LLM_FOUNDRY
-    if stack == "megatron_fp8":
+    if "megatron" in stack:
         return _megatron(row)
-    if stack == "optimized":
+    if "optimized" in stack or "compile" in stack:
         return paths.COMPILED_CHUNKED if "cce" in row["opt"] else paths.COMPILED
     if group.startswith("torchtune"):
         return paths.TORCHTUNE
-    if stack in ("eager", "eager_fa"):
+    if "eager" in stack:
         return _transformers(quant)
     return paths.UNKNOWN
 
@@ -245,12 +262,27 @@ def _modules(row: Row, shape: ModelShape, targets: str) -> tuple[Module, ...]:
     return tuple(every[n] for n in names)
 
 
-_QUANT_BYTES = {"nf4": NF4_BYTES, "nf4dq": NF4_DOUBLE_BYTES, "gptq4": 0.5 + 4 / 128}
+_QUANT_BYTES = {"": 2.0, "nf4": NF4_BYTES, "nf4dq": NF4_DOUBLE_BYTES, "gptq4": 0.5 + 4 / 128}
+_QUANT_NAMES = {
+    **dict.fromkeys(("none", "no", "bf16", "fp16", "16bit"), ""), "nf4-dq": "nf4dq", "nf4_dq": "nf4dq",
+    "gptq": "gptq4", "gptq-int4": "gptq4", "int4-gptq": "gptq4", "4bit": "nf4", "bnb-4bit": "nf4",
+    "bnb4": "nf4", "bnb.nf4": "nf4", "bnb.nf4-dq": "nf4dq",
+}  # fmt: skip
+"""Other spellings of those."""
+
+
+def _quant(row: Row) -> str:
+    """How the weights are stored. Raises NoCase for a form that nothing is known of."""
+    text = row["quant"].lower() or ("nf4" if row["method"] == "qlora" else "")
+    name = _QUANT_NAMES.get(text, text)
+    if name not in _QUANT_BYTES:
+        raise NoCase(f"weights in {row['quant']} are not known")
+    return name
 
 
 def _with_weights(row: Row, recipe: Recipe) -> Recipe:
     opt, group = row["opt"], row["group"]
-    quant = row["quant"] or ("nf4" if row["method"] == "qlora" else "")
+    quant = _quant(row)
     if recipe.full:
         state = 2.0 if "8bit" in opt else 0.0 if opt in ("offloaded", "sgd_like") else 4.0
         mixed = opt in ("lion/adam", "zero")
@@ -266,7 +298,7 @@ def _with_weights(row: Row, recipe: Recipe) -> Recipe:
         recipe = replace(recipe, trained_bytes=2.0, gradient_bytes=2.0, optimizer_bytes=4.0)
     if not quant:
         return recipe
-    bytes_a_weight = _QUANT_BYTES.get(quant, NF4_BYTES)
+    bytes_a_weight = _QUANT_BYTES[quant]
     prepared = quant.startswith("nf4") and not group.startswith(("litgpt", "torchtune"))
     outer = 4.0 if prepared else 2.0
     if group.startswith("litgpt") and not recipe.shape.tied:  # Fabric quantises the head, too

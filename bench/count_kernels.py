@@ -98,7 +98,8 @@ def widths(make: Make, autocast: bool) -> str:
 
 
 def model_of(kind: str, tuning: str, **lora: Any) -> Make:
-    """A maker of small models. `tuning`: trained, frozen (gradients pass through) or lora."""
+    """A maker of small models. `tuning`: trained, frozen (gradients pass through), lora (peft's own layers), or
+    ours (cast as train_entry casts them)."""
     import transformers
 
     config_class, model_class = {
@@ -120,10 +121,14 @@ def model_of(kind: str, tuning: str, **lora: Any) -> Make:
         if tuning == "frozen":
             model.requires_grad_(False)
             model.enable_input_require_grads()
-        if tuning == "lora":
+        if tuning in ("lora", "ours"):
             from peft import LoraConfig, get_peft_model
 
             model = get_peft_model(model, LoraConfig(r=8, task_type="CAUSAL_LM", **lora))
+        if tuning == "ours":
+            from train_entry.adapters import cast_adapters
+
+            assert cast_adapters(model) == layers
         return model
 
     return make
@@ -134,10 +139,13 @@ def main() -> int:
     for kind in ("llama", "qwen3", "gemma", "plain"):
         for tuning in ("frozen", "trained"):
             print(f"{kind:6s} {tuning:8s} {widths(model_of(kind, tuning), autocast=True)}", flush=True)
-    for name, dropout in (("dropout", 0.05), ("none", 0.0)):
-        for targets in (["q_proj"], ["gate_proj"], ["down_proj"]):
-            make = model_of("llama", "lora", target_modules=targets, lora_dropout=dropout)
-            print(f"llama with LoRA on {targets[0]}, dropout {name}: {widths(make, autocast=True)}", flush=True)
+    for whose in ("lora", "ours"):
+        for dropout in (0.05, 0.0):
+            for targets in (["q_proj"], ["gate_proj"], ["down_proj"]):
+                make = model_of("llama", whose, target_modules=targets, lora_dropout=dropout)
+                print(
+                    f"llama, {whose} on {targets[0]}, dropout {dropout}: {widths(make, autocast=True)}", flush=True
+                )
     return 0
 
 

@@ -21,7 +21,7 @@ from cost.gpus import find_gpu
 from cost.memory import GIB, memory, weights_gib
 from cost.recipe import Adapters, Recipe, modules_of
 from cost.shapes import ModelShape
-from cost.stacks import AUTOCAST_ADAPTER_NO_DROPOUT, TRAINER
+from cost.stacks import AUTOCAST_ADAPTER_NO_DROPOUT, CAST_ADAPTER_NO_DROPOUT, TRAINER
 
 TOKENS = 512
 SHAPE = ModelShape(name="small", layers=8, hidden=512, ffn=1376, heads=8, kv_heads=4, head_dim=64, vocab=8192)
@@ -94,6 +94,10 @@ def _model(path: Path) -> Any:
         return model
     model = model.to(torch.bfloat16)
     tuned = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    if path.tuning == "lora":
+        from train_entry.adapters import cast_adapters
+
+        cast_adapters(tuned)
     if path.checkpointing:
         tuned.enable_input_require_grads()
     for name, parameter in tuned.named_parameters():
@@ -103,8 +107,9 @@ def _model(path: Path) -> Any:
 
 
 def estimated_mib(path: Path) -> float:
+    adapter = AUTOCAST_ADAPTER_NO_DROPOUT if path.tuning == "qlora" else CAST_ADAPTER_NO_DROPOUT
     recipe = Recipe(
-        shape=SHAPE, gpu=find_gpu("A100"), stack=replace(TRAINER, adapter=AUTOCAST_ADAPTER_NO_DROPOUT),
+        shape=SHAPE, gpu=find_gpu("A100"), stack=replace(TRAINER, adapter=adapter),
         tokens=TOKENS, peak_tokens=TOKENS, span=TOKENS, head_tokens=TOKENS, peak_head_tokens=TOKENS,
         checkpointing=path.checkpointing, full=path.tuning == "full", optimizer_bytes=0.0,
     )  # fmt: skip

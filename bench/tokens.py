@@ -1,4 +1,5 @@
-"""How long it takes to count a job's tokens: 100,000 rows anew, and 10,000 rows from what was kept."""
+"""How long it takes to count a job's tokens: 100,000 rows one by one, as many long ones by a sample, and 10,000
+rows from what was kept."""
 
 from __future__ import annotations
 
@@ -17,6 +18,8 @@ from train_entry.embedded import MODELS
 
 ROWS, KEPT_ROWS = 100_000, 10_000
 TARGET_S, KEPT_TARGET_S = 20.0, 0.05
+SHORT, LONG = 38, 200
+"""Most words of a prompt: 23 million characters in all, every row of which is counted, and 106 million."""
 MODEL = "smollm2-135m"
 
 
@@ -28,22 +31,24 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         (place / "model").symlink_to(model)
-        slowest = 0.0
-        for words in (40, 200):
+        met = True
+        for words, sampled in ((SHORT, False), (LONG, True)):
             _write(place / "many.jsonl", ROWS, words)
             took, processor_s, found = _count(place, "many.jsonl")
-            slowest = max(slowest, took)
-            how = f"sampled, +-{100 * found.error:.1f} %" if found.error else "every row counted"
+            assert bool(found.error) == sampled, "the rows are not what the line says"
+            met = met and took <= TARGET_S
+            how = f"sampled, +-{100 * found.error:.1f} %" if sampled else "every row counted"
             print(
                 f"{ROWS:,} rows, {found.total:,} tokens, {how}: {took:.1f} s, {processor_s:.1f} s of processor; "
-                f"target {TARGET_S:.0f} s"
+                f"target {TARGET_S:.0f} s {'met' if took <= TARGET_S else 'MISSED'}"
             )
         _write(place / "some.jsonl", KEPT_ROWS, 40)
         _count(place, "some.jsonl")
         again = min(_count(place, "some.jsonl")[0] for _ in range(5))
-        print(f"{KEPT_ROWS:,} rows counted before: {1000 * again:.1f} ms; target {1000 * KEPT_TARGET_S:.0f} ms")
+        kept = f"target {1000 * KEPT_TARGET_S:.0f} ms {'met' if again <= KEPT_TARGET_S else 'MISSED'}"
+        print(f"{KEPT_ROWS:,} rows counted before: {1000 * again:.1f} ms; {kept}")
         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "")
-    return int(slowest > TARGET_S or again > KEPT_TARGET_S)
+    return int(not met or again > KEPT_TARGET_S)
 
 
 def _write(path: Path, rows: int, longest: int) -> None:

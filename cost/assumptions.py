@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from cost.estimate import OfferEstimate
 from cost.extras import KEPT_MONTHS
-from cost.phases import FETCH_GBS, INTERRUPTIONS, STARTS
+from cost.phases import FETCH_GBS, INTERRUPTIONS, STARTS, Hours
 from cost.prices.table import Price
 from cost.work import Work
 
@@ -15,8 +15,7 @@ def assumptions(work: Work, found: Sequence[OfferEstimate]) -> Iterator[str]:
     """The assumptions behind these estimates of one job."""
     for text in work.assumptions:
         yield f"{text} (+-{100 * work.error:.0f} %)"
-    timed = [one for one in found if one.hardware.hours is not None]
-    priced = [one for one in timed if isinstance(one.price, Price) and one.offer.backend != "local"]
+    timed, priced = _unlike(found)
     if timed:
         yield from _of_time(work, timed)
     if any(one.offer.spot for one in priced):
@@ -33,6 +32,21 @@ def assumptions(work: Work, found: Sequence[OfferEstimate]) -> Iterator[str]:
     yield from dict.fromkeys(f"{one.offer.backend}: {note}" for one in priced for note in _notes(one) if note)
 
 
+def _unlike(found: Sequence[OfferEstimate]) -> tuple[list[OfferEstimate], list[OfferEstimate]]:
+    """Of all estimates that say the same of time, one; and one of those that say the same of the price."""
+    timed: dict[int, OfferEstimate] = {}
+    priced: dict[tuple[int, str], OfferEstimate] = {}
+    for one in found:
+        price, hardware = one.price, one.hardware
+        if hardware.hours is None:
+            continue
+        timed.setdefault(id(hardware), one)
+        # One backend, on spot or on demand, has one hardware of its own.
+        if isinstance(price, Price) and one.offer.backend != "local":
+            priced.setdefault((id(hardware), price.note), one)
+    return list(timed.values()), list(priced.values())
+
+
 def _of_time(work: Work, timed: Sequence[OfferEstimate]) -> Iterator[str]:
     starts = []
     for backend in dict.fromkeys(one.offer.backend for one in timed):
@@ -43,8 +57,7 @@ def _of_time(work: Work, timed: Sequence[OfferEstimate]) -> Iterator[str]:
     if starts:
         yield f"start-up: {'; '.join(starts)}"
     yield from dict.fromkeys(_calibrated(timed))
-    if work.job.train.packing is None and any(one.hardware.hours and one.hardware.hours.packs for one in timed):
-        yield "rows are reckoned padded; training may pack them: the low end of the time is theirs then"
+    yield from dict.fromkeys(filter(None, (_passes(one.hardware.hours) for one in timed if one.hardware.hours)))
     yield f"model: {2 * work.shape.params / 1e9:.1f} GB at {FETCH_GBS:g} GB/s, a fourth to three times as fast"
     if work.judged_elsewhere:
         yield f"judging is not counted: {work.judged_elsewhere} is read where the job runs"
@@ -54,6 +67,21 @@ def _of_time(work: Work, timed: Sequence[OfferEstimate]) -> Iterator[str]:
         yield "early stopping may end the job sooner; that is not counted"
 
 
+WAYS = {
+    "padded": "rows are padded to the longest of a pass",
+    "flat": "rows go end to end, without padding",
+    "prefix": "what rows begin with is computed once a pass",
+}
+
+
+def _passes(hours: Hours) -> str | None:
+    """How rows share passes, where that is not simply padded."""
+    if hours.way == "padded" and not hours.reaches:
+        return None
+    others = f"; the band reaches to {' and '.join(hours.reaches)} rows" if hours.reaches else ""
+    return f"{WAYS[hours.way]}, as training will choose it{others}"
+
+
 def _calibrated(timed: Sequence[OfferEstimate]) -> Iterator[str]:
     """Whose measured time the estimate of a GPU is multiplied with."""
     for one in timed:
@@ -61,6 +89,8 @@ def _calibrated(timed: Sequence[OfferEstimate]) -> Iterator[str]:
         if known is not None:
             where = one.hardware.gpu.name if one.hardware.gpu else "this processor"
             yield f"training on {where}: x {known.factor:.2f} ({known.source})"
+            if known.memory is not None and one.hardware.gpu:
+                yield f"memory on {where}: x {known.memory:.2f} of what is computed, as measured ({known.source})"
 
 
 def _notes(one: OfferEstimate) -> Iterator[str]:
@@ -69,7 +99,7 @@ def _notes(one: OfferEstimate) -> Iterator[str]:
     assert isinstance(price, Price)
     if len(price.components) > 1:
         yield f"{price.components[1].what} is in the price" + (
-            "; it does not fall with spot" if price.spot else ""
+            "; it does not fall with spot" if price.spot or one.offer.flex else ""
         )
-    if price.spot and price.hourly is None:
+    if price.hourly is None:
         yield price.note

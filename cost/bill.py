@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import NamedTuple
 
 from cost.band import Band
 from cost.extras import extras_of
@@ -27,8 +28,7 @@ class Item:
     high: Decimal
 
 
-@dataclass(frozen=True, kw_only=True)
-class Money:
+class Money(NamedTuple):
     """US dollars in cents. `expected` is None where the vendor publishes no rate."""
 
     low: Decimal

@@ -10,6 +10,12 @@ from typing import Any
 
 Key = tuple[str, str, str]
 """(GPU, kind of tuning, stack)."""
+PADDED = "padded"
+
+
+def in_way(stack: str, way: str) -> str:
+    """What a stack is called with its rows in passes that way: packed ones are a stack of their own."""
+    return stack if way == PADDED else f"{stack}, {way} rows"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,13 +26,20 @@ class Training:
     kind: str
     stack: str
     step_s: float
+    way: str = PADDED
+    """How rows share passes in it (cost/packing.py)."""
+    peak_gib: float | None = None
+    """Tensors on each GPU at the peak of the steps that are run; None: not modelled."""
 
     @property
     def key(self) -> Key:
-        return self.gpu, self.kind, self.stack
+        return self.gpu, self.kind, in_way(self.stack, self.way)
 
     def as_json(self) -> dict[str, Any]:
-        return {"gpu": self.gpu, "kind": self.kind, "stack": self.stack, "step_s": round(self.step_s, 6)}
+        return {
+            "gpu": self.gpu, "kind": self.kind, "stack": self.stack, "way": self.way,
+            "step_s": round(self.step_s, 6), "peak_gib": self.peak_gib and round(self.peak_gib, 4),
+        }  # fmt: skip
 
     @classmethod
     def read(cls, found: Any) -> Training | None:
@@ -34,9 +47,10 @@ class Training:
         try:
             return cls(
                 gpu=str(found["gpu"]), kind=str(found["kind"]), stack=str(found["stack"]),
-                step_s=float(found["step_s"]),
+                step_s=float(found["step_s"]), way=str(found.get("way", PADDED)),
+                peak_gib=None if found.get("peak_gib") is None else float(found["peak_gib"]),
             )  # fmt: skip
-        except (LookupError, TypeError, ValueError):
+        except (AttributeError, LookupError, TypeError, ValueError):
             return None
 
 
@@ -60,10 +74,12 @@ class Calibration:
     source: str
     packed: bool = False
     """Was it measured on the same rows, packed as they will be?"""
+    memory: float | None = None
+    """Measured over modelled peak of tensors; None: not measured."""
 
 
-def calibrate(ratios: Sequence[float], source: str) -> Calibration:
-    """What measured over estimated times, newest last, say of the next job.
+def calibrate(ratios: Sequence[float], source: str, memories: Sequence[float] = ()) -> Calibration:
+    """What measured over estimated times (and peaks of memory), newest last, say of the next job.
 
     Their geometric mean; the band is that of one more job, its spread their own drawn towards the prior.
 
@@ -77,4 +93,5 @@ def calibrate(ratios: Sequence[float], source: str) -> Calibration:
     reach = Z * spread * math.sqrt(1 + 1 / n)
     return Calibration(
         factor=math.exp(centre), low=math.exp(centre - reach), high=math.exp(centre + reach), n=n, source=source,
+        memory=math.exp(fmean(map(math.log, memories[-NEWEST:]))) if memories else None,
     )  # fmt: skip

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from cost.estimate import Estimator, OfferEstimate
+from cost.offers import Offer
 from cost.recipe import micro_batches
 from launcher.spec import JobSpec
 
@@ -22,6 +23,14 @@ class Change:
     difference: Decimal | None
 
 
+class _Helping(NamedTuple):
+    """A changed job that fits on one kind of hardware."""
+
+    what: str
+    settings: tuple[str, ...]
+    estimator: Estimator
+
+
 class Changes:
     """Finds the change for one offer after the other; each changed job is worked out once."""
 
@@ -30,11 +39,14 @@ class Changes:
         self._changed: dict[tuple[str, ...], Estimator] = {}
         self._by_ranks: dict[int, Sequence[tuple[str, tuple[str, ...], JobSpec]]] = {}
         self._fitting: dict[str, OfferEstimate] = {}
+        least: dict[str, Decimal] = {}
+        self._helping: dict[int, _Helping | None] = {}
+        """id of a Hardware, of which the estimator has one for all offers alike -> what helps there."""
         for one in others:
             if one.hardware.fit == "yes" and one.total is not None:
-                best = self._fitting.get(one.offer.backend)
-                if best is None or _usual(one) < _usual(best):
-                    self._fitting[one.offer.backend] = one
+                backend, usual = one.offer.backend, one.total.usual
+                if backend not in least or usual < least[backend]:
+                    self._fitting[backend], least[backend] = one, usual
 
     def smallest(self, short: OfferEstimate) -> Change | None:
         """The change for an offer that lacks memory; None when nothing known helps.
@@ -42,17 +54,27 @@ class Changes:
         In order: fewer rows a pass, gradient checkpointing, a 4-bit base, then the cheapest of the other offers
         on the same backend that fits. Surely fits goes before probably fits.
         """
-        ranks = max(1, short.offer.gpus) * short.offer.nodes
-        probable: Change | None = None
+        key = id(short.hardware)
+        if key not in self._helping:
+            self._helping[key] = self._helps(short.offer)
+        found = self._helping[key]
+        if found is None:
+            return self._next_gpu(short)
+        changed = found.estimator.at(short.offer, short.price)
+        return Change(what=found.what, settings=found.settings, difference=_difference(changed, short))
+
+    def _helps(self, offer: Offer) -> _Helping | None:
+        """The first variant that surely fits, else the first that probably does."""
+        ranks = max(1, offer.gpus) * offer.nodes
+        probable: _Helping | None = None
         for what, settings, job in self._variants(ranks):
             changed = self._of(settings, job)
-            fit = changed.hardware(short.offer).fit
-            if fit == "yes" or (fit == "tight" and probable is None):
-                found = Change(what=what, settings=settings, difference=_difference(changed(short.offer), short))
-                if fit == "yes":
-                    return found
-                probable = found
-        return probable or self._next_gpu(short)
+            fit = changed.hardware(offer).fit
+            if fit == "yes":
+                return _Helping(what, settings, changed)
+            if fit == "tight" and probable is None:
+                probable = _Helping(what, settings, changed)
+        return probable
 
     def _variants(self, ranks: int) -> Sequence[tuple[str, tuple[str, ...], JobSpec]]:
         if ranks not in self._by_ranks:
@@ -105,10 +127,6 @@ def _variant(job: JobSpec, what: str, values: Mapping[str, Any]) -> tuple[str, t
         data[section][name] = value
     settings = tuple(f"{path}={str(value).lower()}" for path, value in values.items())
     return what, settings, JobSpec.model_validate(data)
-
-
-def _usual(one: OfferEstimate) -> Decimal:
-    return one.total.usual if one.total else Decimal(0)
 
 
 def _difference(one: OfferEstimate, other: OfferEstimate) -> Decimal | None:

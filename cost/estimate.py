@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from typing import NamedTuple
 
 from cost.band import Band, Refusal
 from cost.bill import FREE, ZERO, Bill, Item, Money
-from cost.calibration import Calibration, Training
+from cost.calibration import PADDED, Calibration, Training, in_way
 from cost.gpus import Gpu, find_gpu
-from cost.memory import Fit, fits, memory
+from cost.memory import Fit, corrected, fits, memory
 from cost.offers import Offer
+from cost.packing import Ways, peak_of, ways_of
 from cost.phases import Hours, hours_of
 from cost.prices.table import Price, Prices, Unpriced
 from cost.processor import PROCESSOR, nominal_step_s, processor_hours, processor_recipe
@@ -84,10 +85,13 @@ class Hardware:
     """On a processor, the nominal step that a calibration is the factor of."""
     calibration: Calibration | None = None
     """What earlier jobs or a probe made of the hours."""
+    ways: Ways | None = None
+    """How rows share passes."""
+    peak_gib: float | None = None
+    """Tensors on each GPU at the peak of the job's own steps, as the model has it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class OfferEstimate:
+class OfferEstimate(NamedTuple):  # one for every offer, as Price is
     """One job on one offer. `total` is None where it can't be said, `why_unpriced` says why."""
 
     offer: Offer
@@ -97,7 +101,7 @@ class OfferEstimate:
     bill: Bill | None = None
     why_unpriced: str | None = None
 
-    @functools.cached_property
+    @property
     def items(self) -> tuple[Item, ...]:
         """The total line by line, training and judging first; empty where there is none or it is free."""
         if self.bill is None or not isinstance(self.price, Price):
@@ -119,13 +123,13 @@ class OfferEstimate:
     @property
     def compute(self) -> Item | None:
         """Training and judging."""
-        return self.items[0] if self.items else None
+        return next(iter(self.items), None)
 
     @property
     def other(self) -> Money | None:
         """Everything else: start-up, spot rework, fee, disk, bucket, transfer."""
         rest = self.items[1:]
-        if not self.items:
+        if not rest:
             return None
         known = [item.expected for item in rest]
         return Money(
@@ -147,7 +151,11 @@ class Estimator:
 
     def __call__(self, offer: Offer) -> OfferEstimate:
         """The estimate of the job on `offer`, priced from the lists."""
-        price, hardware = self.prices.price(offer), self.hardware(offer)
+        return self.at(offer, self.prices.price(offer))
+
+    def at(self, offer: Offer, price: Price | Unpriced) -> OfferEstimate:
+        """The estimate of the job on `offer` at a price that is known already."""
+        hardware = self.hardware(offer)
         bill = None
         if isinstance(price, Price) and price.high and hardware.hours is not None:
             key = (id(hardware), price.provider)
@@ -183,8 +191,12 @@ def hardware_of(work: Work, offer: Offer, calibrations: Calibrations) -> Hardwar
     needed = memory(recipe)
     if isinstance(needed, Refusal):
         return _unknown(needed.reason, gpu)
-    calibration = calibrations(gpu.name, work.job.tuning.kind, recipe.stack.name)
-    hours = hours_of(work, recipe, offer.backend, offer.spot, calibration)
+    ways = ways_of(work, recipe)
+    peak = memory(peak_of(work, ways.chosen), "allocated")
+    calibration = _calibrated(calibrations, gpu.name, work.job.tuning.kind, recipe.stack.name, ways)
+    if calibration is not None and calibration.memory is not None:
+        needed = corrected(needed, calibration.memory)
+    hours = hours_of(work, ways, offer.backend, offer.spot, calibration)
     return Hardware(
         gpu=gpu,
         recipe=recipe,
@@ -194,22 +206,35 @@ def hardware_of(work: Work, offer: Offer, calibrations: Calibrations) -> Hardwar
         hours=None if isinstance(hours, Refusal) else hours,
         why_not=hours.reason if isinstance(hours, Refusal) else None,
         calibration=calibration,
+        ways=ways,
+        peak_gib=None if isinstance(peak, Refusal) else peak.expected,
     )
+
+
+def _calibrated(calibrations: Calibrations, gpu: str, kind: str, stack: str, ways: Ways) -> Calibration | None:
+    """What is known of rows in this way, else what padded rows say of the GPU."""
+    own = calibrations(gpu, kind, in_way(stack, ways.chosen.kind))
+    if own is not None or ways.chosen.kind == PADDED:
+        return own
+    padded = calibrations(gpu, kind, stack)
+    return None if padded is None or padded.packed else padded
 
 
 def _on_processor(work: Work, calibrations: Calibrations) -> Hardware:
     """Only a job that was measured on this machine says how long another takes."""
     recipe = processor_recipe(work)
-    step_s = nominal_step_s(recipe) if recipe else None
-    if recipe is None or step_s is None:
+    ways = ways_of(work, recipe) if recipe else None
+    step_s = nominal_step_s(ways.chosen.recipe) if ways else None
+    if recipe is None or ways is None or step_s is None:
         return _unknown(_why_no_recipe(work.job, 1) if recipe is None else "this method is not modelled")
     kind = work.job.tuning.kind
-    training = Training(gpu=PROCESSOR.name, kind=kind, stack=recipe.stack.name, step_s=step_s)
+    training = Training(gpu=PROCESSOR.name, kind=kind, stack=recipe.stack.name, step_s=step_s,
+                        way=ways.chosen.kind)  # fmt: skip
     found = replace(
         _unknown("how fast this processor trains is measured by launch cost --probe, or by a first job here"),
         training=training,
     )
-    calibration = calibrations(training.gpu, kind, training.stack)
+    calibration = _calibrated(calibrations, training.gpu, kind, training.stack, ways)
     if calibration is None:
         return found
     hours = processor_hours(work, calibration)

@@ -12,13 +12,11 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from cost.band import Refusal
-from cost.calibration import NEWEST, Calibration, Key, Training, calibrate
+from cost.calibration import NEWEST, PADDED, Calibration, Key, Training, calibrate
 from cost.estimate import Hardware
 from cost.processor import PROCESSOR
 from cost.throughput import micro_batch_s
 
-MODELLED = ("padded", "sequences")
-"""Ways to put rows into passes whose time is computed (cost/recipe.py)."""
 SCALED = 0.15
 """By how much more another GPU than the probed one may differ, as a share: the error of the ratio of the two."""
 
@@ -29,11 +27,16 @@ def training_of(hardware: Hardware, kind: str) -> Training | None:
         return hardware.training
     if hardware.recipe is None:
         return None
-    passed = micro_batch_s(hardware.recipe)
+    way = hardware.ways.chosen.kind if hardware.ways else PADDED
+    recipe = hardware.ways.chosen.recipe if hardware.ways else hardware.recipe
+    passed = micro_batch_s(recipe)
     if isinstance(passed, Refusal):
         return None
-    step_s = passed.expected * hardware.recipe.accumulation
-    return Training(gpu=hardware.recipe.gpu.name, kind=kind, stack=hardware.recipe.stack.name, step_s=step_s)
+    step_s = passed.expected * recipe.accumulation
+    return Training(
+        gpu=recipe.gpu.name, kind=kind, stack=recipe.stack.name, step_s=step_s, way=way,
+        peak_gib=hardware.peak_gib,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +87,8 @@ class Entry:
     training: Training | None
     step_s: float | None
     """Measured seconds of an optimizer step."""
+    peak_gib: float | None = None
+    """Measured peak of the tensors on a GPU."""
     probe: bool = False
     """Was it a dry run?"""
     packing: str | None = None
@@ -91,13 +96,19 @@ class Entry:
     rows: Trained | None = None
 
     @property
+    def modelled(self) -> bool:
+        """Did its rows share passes as the estimate took it? Those of train.packing (sequences) always do."""
+        return self.training is not None and self.packing in (self.training.way, "sequences")
+
+    @property
     def key(self) -> Key | None:
-        """What it is counted with: rows that were packed, or nobody knows how, apart from those that were not."""
+        """What it is counted with: jobs whose rows went another way than expected, or nobody knows how, apart."""
         if self.training is None:
             return None
-        if self.packing in MODELLED:
+        if self.modelled:
             return self.training.key
-        return self.training.gpu, self.training.kind, f"{self.training.stack}, {self.packing or 'unknown'} rows"
+        gpu, kind, stack = self.training.key
+        return gpu, kind, f"{stack}, but {self.packing or 'unknown'}"
 
     @property
     def ratio(self) -> float | None:
@@ -107,31 +118,39 @@ class Entry:
         ratio = self.step_s / self.training.step_s
         return ratio if math.isfinite(ratio) else None
 
+    @property
+    def memory_ratio(self) -> float | None:
+        """Measured over modelled peak of tensors, where rows went the modelled way; a processor's says nothing."""
+        told = self.training
+        if told is None or not (self.modelled and told.peak_gib and self.peak_gib):
+            return None
+        return None if told.gpu == PROCESSOR.name else self.peak_gib / told.peak_gib
+
 
 def telling(entries: Sequence[Entry], rows: Trained | None = None) -> list[Entry]:
     """The entries whose ratio says something of a job with `rows`, of the same GPU, kind of tuning and stack.
 
-    Rows that were packed take a fraction of what the model expects, how small a one depends on them alone: such a
-    job says something of one with the same rows, and of that more than any other does.
+    Where rows went another way into passes than the model expected, by how much that was off depends on them
+    alone: such a job says something of one with the same rows, and of that more than any other does.
     """
 
     def same(entry: Entry) -> bool:
-        return rows is not None and entry.rows == rows and entry.packing not in MODELLED
+        return rows is not None and entry.rows == rows and not entry.modelled
 
     known = [(entry, entry.training.key) for entry in entries if entry.training is not None and entry.ratio]
     packed = {key for entry, key in known if same(entry)}
-    return [entry for entry, key in known if (same(entry) if key in packed else entry.packing in MODELLED)]
+    return [entry for entry, key in known if (same(entry) if key in packed else entry.modelled)]
 
 
 def calibrations(entries: Iterable[Entry]) -> Mapping[Key, Calibration]:
-    """What the jobs, oldest first, say by GPU, kind of tuning and stack; packed rows are a stack of their own."""
+    """What the jobs, oldest first, say by GPU, kind of tuning and stack; each way of packing is one of its own."""
     return _calibrated((entry.key, entry) for entry in entries)
 
 
 def calibrations_for(entries: Sequence[Entry], rows: Trained | None) -> Mapping[Key, Calibration]:
     """What they say of the next job, whose rows are `rows`."""
     told = telling(entries, rows)
-    packed = {one.training.key for one in told if one.training and one.packing not in MODELLED}
+    packed = {one.training.key for one in told if one.training and not one.modelled}
     found = _calibrated((one.training.key if one.training else None, one) for one in told)
     return {key: replace(one, packed=key in packed) for key, one in found.items()}
 
@@ -142,7 +161,11 @@ def _calibrated(entries: Iterable[tuple[Key | None, Entry]]) -> Mapping[Key, Cal
         if key is not None and entry.ratio:
             known.setdefault(key, []).append(entry)
     return {
-        key: calibrate([one.ratio for one in found if one.ratio], _source(found[-NEWEST:]))
+        key: calibrate(
+            [one.ratio for one in found if one.ratio],
+            _source(found[-NEWEST:]),
+            [one.memory_ratio for one in found if one.memory_ratio],
+        )
         for key, found in sorted(known.items())
     }
 
@@ -150,18 +173,20 @@ def _calibrated(entries: Iterable[tuple[Key | None, Entry]]) -> Mapping[Key, Cal
 def scaled_probe(entries: Sequence[Entry], kind: str, stack: str) -> Calibration | None:
     """What the newest dry runs on a GPU say of other GPUs: the model's ratio between the two, times what was
     measured, which is the measured over the modelled time, in a wider band."""
-    ratios, gpus = [], []
+    ratios, gpus, memories, packed = [], [], [], False
     for entry in entries:
         known = entry.training
         if not (entry.probe and known and entry.ratio) or known.gpu == PROCESSOR.name:
             continue
-        if (known.kind, known.stack) == (kind, stack):
+        if known.key[1:] == (kind, stack):
             ratios.append(entry.ratio)
             gpus.append(known.gpu)
+            packed = packed or not entry.modelled
+            if entry.memory_ratio:
+                memories.append(entry.memory_ratio)
     if not ratios:
         return None
-    found = calibrate(ratios, f"probed on {gpus[-1]}, scaled")
-    packed = any(one.packing not in MODELLED for one in entries)
+    found = calibrate(ratios, f"probed on {gpus[-1]}, scaled", memories)
     return replace(found, packed=packed, low=found.low * (1 - SCALED), high=found.high * (1 + SCALED))
 
 

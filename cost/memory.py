@@ -30,6 +30,8 @@ FRAGMENTED_AT_MOST = 0.12
 CACHED_GIB = 0.4
 """What the allocator holds whatever the size: cuBLAS workspaces and half-used segments of 2 and 20 MiB."""
 
+BESIDE = ("fragments", "cache", "runtime")
+"""Parts that are no tensors."""
 Counted = Literal["allocated", "reserved", "device"]
 """By tensors (max_memory_allocated), by PyTorch's allocator (max_memory_reserved), or by the whole process: what
 has to fit on the GPU."""
@@ -54,6 +56,23 @@ def memory(recipe: Recipe, counted: Counted = "device") -> Band | Refusal:
         runtime = CONTEXT_GIB + recipe.stack.buffers_gib + (COMMUNICATION_GIB if recipe.ranks > 1 else 0.0)
         parts["runtime"] = Part(value=runtime, less=0.3, more=0.5)
     return Band.of(parts)
+
+
+def corrected(needed: Band, factor: float) -> Band:
+    """The same where the peak of tensors was measured as `factor` times what is computed.
+
+    What the allocator and CUDA take stays as it is. What is not known of the tensors then is half as much.
+    Example: 14-16-20 GiB, of which 15 are tensors, and a factor of 1.1: 16.5-17.5-19.5.
+    """
+    tensors = sum(value for name, value in needed.parts.items() if name not in BESIDE)
+    more = tensors * (factor - 1)
+    expected = needed.expected + more
+    return Band(
+        low=expected - (needed.expected - needed.low) / 2,
+        expected=expected,
+        high=expected + (needed.high - needed.expected) / 2,
+        parts={**needed.parts, "measured": more},
+    )
 
 
 def fits(needed: Band, available_gib: float) -> Fit:

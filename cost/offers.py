@@ -27,6 +27,8 @@ class Offer:
     nodes: int = 1
     gpu_memory_gib: float | None = None
     spot: bool = False
+    flex: bool = False
+    """Waits for capacity and is not interrupted then, at a price of its own (Vertex AI's FLEX_START)."""
     hourly: Decimal | None = None
     price_source: PriceSource | None = None
     note: str | None = None

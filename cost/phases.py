@@ -6,13 +6,14 @@ wide, and said to be so in every preview.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cost.band import Band, Part, Refusal
 from cost.calibration import Calibration
 from cost.judging import held_out_loss, judging
-from cost.packing import packed_s
+from cost.packing import Way, Ways
+from cost.passes import Kind
 from cost.recipe import Recipe
 from cost.throughput import micro_batch_s
 from cost.work import Work
@@ -67,8 +68,10 @@ class Hours:
     """What interruptions of spot capacity cost; nothing on demand."""
     train_s: float
     """Expected seconds of optimizer steps alone."""
-    packs: bool = False
-    """Does `low` reach to what training takes where it packs the rows that are padded here?"""
+    way: Kind = "padded"
+    """How rows share passes in the middle of the band."""
+    reaches: tuple[Kind, ...] = ()
+    """Other ways, to which the band reaches."""
 
     @property
     def low(self) -> float:
@@ -89,19 +92,14 @@ class Hours:
 
 
 def hours_of(
-    work: Work, recipe: Recipe, backend: str, spot: bool, calibration: Calibration | None = None
+    work: Work, ways: Ways, backend: str, spot: bool, calibration: Calibration | None = None
 ) -> Hours | Refusal:
     """The job's billed hours on each of its machines."""
-    step = micro_batch_s(recipe)
-    if isinstance(step, Refusal):
-        return step
-    training, packs = training_part(work, recipe, step, calibration), False
-    if calibration is None or not calibration.packed:
-        padded_s = training_part(work, recipe, step, None).value
-        packed = packed_s(work, recipe, padded_s)
-        if packed is not None:
-            packs, shorter = True, 1 - packed.expected / padded_s
-            training = replace(training, less=1 - (1 - training.less) * (1 - shorter))
+    recipe = ways.padded.recipe
+    others = () if calibration is not None and calibration.packed else ways.others
+    training = training_in(work, ways.chosen, others, calibration)
+    if isinstance(training, Refusal):
+        return training
     useful = {
         "training": training,
         "judging": _all_judging(work, recipe),
@@ -116,7 +114,8 @@ def hours_of(
         around=Band.of(around).scaled(1 / 3600),
         rework=Band.of(again).scaled(1 / 3600),
         train_s=training.value,
-        packs=packs,
+        way=ways.chosen.kind,
+        reaches=tuple(one.kind for one in others),
     )
 
 
@@ -130,6 +129,23 @@ def _all_judging(work: Work, recipe: Recipe) -> Part:
     if work.job.eval.tuned:
         parts["after"] = judging(work, recipe, not recipe.full)
     return together(parts)
+
+
+def training_in(work: Work, way: Way, others: Sequence[Way], calibration: Calibration | None) -> Part | Refusal:
+    """Seconds of all optimizer steps; the band reaches to what the other ways are expected to take.
+
+    Example: 80-100-120 s, and 40 s or 130 s another way: 40-100-130.
+    """
+    parts = []
+    for one in (way, *others):
+        step = micro_batch_s(one.recipe)
+        if isinstance(step, Refusal):
+            return step
+        parts.append(training_part(work, one.recipe, step, calibration))
+    found, rest = parts[0], [part.value for part in parts[1:]]
+    low = min([found.value * (1 - found.less), *rest])
+    high = max([found.value * (1 + found.more), *rest])
+    return Part(value=found.value, less=1 - low / found.value, more=high / found.value - 1)
 
 
 def training_part(work: Work, recipe: Recipe, step: Band, calibration: Calibration | None) -> Part:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cost.assumptions import assumptions
 from cost.bill import CENT
@@ -34,8 +37,7 @@ class Candidate:
     """Is it the machine that its backend takes first for this GPU and this number of them?"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
+class Line(NamedTuple):
     """One offer in the table."""
 
     estimate: OfferEstimate
@@ -94,32 +96,54 @@ def compare(
 
     `not_offered`: (backend, why it has nothing to offer for this job).
     """
-    limits = limits or Limits()
+    with _nothing_collected():
+        return _compared(estimator, candidates, sort, limits or Limits(), not_offered)
+
+
+@contextlib.contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Looking for garbage among 50,000 estimates that all stay takes as long as half of making them.
+
+    Afterwards they count as old, as if that had been done.
+    """
+    collected = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.unfreeze()
+        if collected:
+            gc.enable()
+
+
+def _compared(
+    estimator: Estimator, candidates: Iterable[Candidate], sort: Sort, limits: Limits,
+    not_offered: Iterable[tuple[str, str]],
+) -> Preview:  # fmt: skip
     found = [(estimator(one.offer), one) for one in candidates]
     found.sort(key=lambda pair: _order(pair[0], sort))
     lines = [Line(estimate=e, candidate=c, against=against(e, limits)) for e, c in found]
     known = any(line.estimate.hardware.fit for line in lines)
     takeable = [line for line in lines if _takeable(line) and (line.estimate.hardware.fit or not known)]
-    best = min(takeable, key=lambda line: _rank(line, sort), default=None)
+    best = min(takeable, key=_rank, default=None)  # of the equal ones the first, and they are in order
     estimates = [line.estimate for line in lines]
     changes = Changes(estimator, estimates)
-    shown = tuple(
-        replace(
-            line,
-            chosen=line is best,
-            change=changes.smallest(line.estimate) if line.estimate.hardware.fit == "no" else None,
-        )
-        for line in lines
-    )
     return Preview(
         estimator=estimator,
-        lines=shown,
+        lines=tuple(_completed(line, line is best, changes) for line in lines),
         sort=sort,
         reason=_reason(best, lines, sort, limits),
         by_tokens=tuple(_by_tokens(estimator)),
         assumptions=tuple(assumptions(estimator.work, estimates)),
         missing=(*(f"{backend}: {why}" for backend, why in not_offered), *_unpriced(lines)),
     )
+
+
+def _completed(line: Line, chosen: bool, changes: Changes) -> Line:
+    if line.estimate.hardware.fit == "no":
+        return line._replace(change=changes.smallest(line.estimate))
+    return line._replace(chosen=True) if chosen else line
 
 
 def against(found: OfferEstimate, limits: Limits) -> str | None:
@@ -143,11 +167,13 @@ def _takeable(line: Line) -> bool:
     )
 
 
-def _rank(line: Line, sort: Sort) -> tuple[object, ...]:
-    """Known before unknown, surely before probably, bfloat16 before float16, then what is sorted by."""
+_FITS = {"yes": 0, "tight": 2}
+
+
+def _rank(line: Line) -> int:
+    """Surely before probably before unknown, and bfloat16 before float16."""
     hardware = line.estimate.hardware
-    fit = {"yes": 0, "tight": 1}.get(hardware.fit or "", 2)
-    return fit, bool(hardware.gpu and not hardware.gpu.bf16), _key(line.estimate, sort)
+    return _FITS.get(hardware.fit or "", 4) + bool(hardware.gpu and not hardware.gpu.bf16)
 
 
 def _order(found: OfferEstimate, sort: Sort) -> tuple[object, ...]:
@@ -173,7 +199,9 @@ def _reason(best: Line | None, lines: Sequence[Line], sort: Sort, limits: Limits
     hardware = best.estimate.hardware
     if hardware.fit is None:
         return "the only one that is priced; whether it fits and how long it takes is not known"
-    passed = [line for line in lines if _key(line.estimate, sort) < _key(best.estimate, sort)]
+    least = _key(best.estimate, sort)
+    before = itertools.takewhile(lambda line: line is not best, lines)  # they are in order
+    passed = [line for line in before if _key(line.estimate, sort) < least]
     reason = BEST[sort] + (
         " that fits" if hardware.fit == "yes" else " of those that probably fit; none surely does"
     )

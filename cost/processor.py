@@ -12,6 +12,7 @@ from dataclasses import replace
 from cost.band import Refusal
 from cost.calibration import Calibration
 from cost.gpus import Gpu
+from cost.packing import ways_of
 from cost.phases import Hours, hours_of
 from cost.recipe import Recipe, recipe_of
 from cost.throughput import micro_batch_s
@@ -69,4 +70,4 @@ def processor_hours(work: Work, calibration: Calibration) -> Hours | Refusal:
         calibration, factor=1.0, low=calibration.low / calibration.factor * (1 - OTHER_SHAPE),
         high=calibration.high / calibration.factor * (1 + OTHER_SHAPE),
     )  # fmt: skip
-    return hours_of(replace(work, job=_as_trained(work.job)), recipe, "local", False, band)
+    return hours_of(replace(work, job=_as_trained(work.job)), ways_of(work, recipe), "local", False, band)

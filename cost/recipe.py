@@ -9,7 +9,16 @@ from typing import Literal
 
 from cost.gpus import Gpu
 from cost.shapes import ModelShape
-from cost.stacks import AUTOCAST_ADAPTER_NO_DROPOUT, TRAINER, Stack, with_dora
+from cost.stacks import (
+    AUTOCAST_ADAPTER,
+    AUTOCAST_ADAPTER_NO_DROPOUT,
+    CAST_ADAPTER,
+    CAST_ADAPTER_NO_DROPOUT,
+    TRAINER,
+    AdapterCost,
+    Stack,
+    with_dora,
+)
 from launcher.spec import JobSpec
 from train_entry.config import Tuning
 
@@ -242,7 +251,7 @@ def _with_tuning(recipe: Recipe, tuning: Tuning, dtype: str) -> Recipe | None:
     modules = modules_of(recipe.shape, tuning.targets)
     if modules is None:
         return None
-    stack = recipe.stack if tuning.dropout else replace(recipe.stack, adapter=AUTOCAST_ADAPTER_NO_DROPOUT)
+    stack = replace(recipe.stack, adapter=_adapter_of(tuning))
     if tuning.dora:
         stack = with_dora(stack, recipe.shape, bool(tuning.dropout))
     # An fp32 adapter and the bf16 copy that autocast makes of it.
@@ -254,6 +263,13 @@ def _with_tuning(recipe: Recipe, tuning: Tuning, dtype: str) -> Recipe | None:
         # prepare_model_for_kbit_training makes fp32 of what is not quantised (peft 0.21.2, utils/other.py).
         return replace(adapted, quant="nf4", linear_bytes=NF4_DOUBLE_BYTES, outer_bytes=4.0, cast_bytes=2.0)
     return adapted
+
+
+def _adapter_of(tuning: Tuning) -> AdapterCost:
+    """train_entry casts the adapters of plain layers; those of 4-bit ones and DoRA's are peft's own."""
+    if tuning.kind == "qlora" or tuning.dora:
+        return AUTOCAST_ADAPTER if tuning.dropout else AUTOCAST_ADAPTER_NO_DROPOUT
+    return CAST_ADAPTER if tuning.dropout else CAST_ADAPTER_NO_DROPOUT
 
 
 def _tokens(job: JobSpec, rows: Rows, micro: int) -> tuple[float, float, float]:

@@ -41,6 +41,9 @@ class ModelShape:
     """Whose kernels run: llama, qwen3 (norms on queries and keys), gemma (four fp32 norms), plain (no gate)."""
     vectors: int = 0
     """Parameters outside of the matrices: norms, biases, learned positions."""
+    takes_mask: bool = False
+    """Do its layers take a mask of one's own, so that what rows begin with is computed once? False: not as far as
+    is known here (train_entry/packing.py, obstacle)."""
 
     @property
     def query(self) -> int:
@@ -135,6 +138,9 @@ _FAMILIES: dict[str, _Family] = {
 }  # fmt: skip
 """transformers model_type -> family (transformers 5.23 modelling code, read 2026-11-25)."""
 
+EXACT = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "granite", "olmo2", "smollm3", "starcoder2")
+"""model_type of those that take a mask of one's own: train_entry/packing.py's list (a test compares them)."""
+
 _KEYS: dict[str, tuple[str, ...]] = {
     "hidden": ("hidden_size", "n_embd", "d_model"),
     "layers": ("num_hidden_layers", "n_layer", "n_layers"),
@@ -169,8 +175,16 @@ def shape_from_config(config: Mapping[str, Any], name: str = "") -> ModelShape:
         vocab=vocab, tied=bool(config.get("tie_word_embeddings", family.tied)), gated=family.gated,
         experts=experts, active_experts=int(config.get("num_experts_per_tok") or 1) if experts > 1 else 1,
         shared_ffn=int(config.get("shared_expert_intermediate_size") or 0), block=family.block,
+        takes_mask=kind in EXACT and _whole_attention(config),
     )  # fmt: skip
     return replace(shape, vectors=_vectors(shape, family, config))
+
+
+def _whole_attention(config: Mapping[str, Any]) -> bool:
+    """Does every layer see the whole row? As train_entry/packing.py, obstacle, asks it of the loaded model."""
+    layers = set(config.get("layer_types") or ["full_attention"])
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    return layers == {"full_attention"} and window is None
 
 
 def _first(config: Mapping[str, Any], keys: tuple[str, ...]) -> int:
@@ -245,7 +259,7 @@ _COMMON: dict[str, _Row] = {
     "smollm2-360m": ("llama", 32, 960, 2560, 15, 5, 49152, _TIED),
     "smollm2-1.7b": ("llama", 24, 2048, 8192, 32, 32, 49152, _TIED),
     "smollm3-3b": ("smollm3", 36, 2048, 11008, 16, 4, 128256, {}),
-    "mistral-7b": ("mistral", 32, 4096, 14336, 32, 8, 32000, {}),
+    "mistral-7b": ("mistral", 32, 4096, 14336, 32, 8, 32000, {"sliding_window": 4096}),
     "mistral-7b-v0.3": ("mistral", 32, 4096, 14336, 32, 8, 32768, {}),
     "mistral-nemo": ("mistral", 40, 5120, 14336, 32, 8, 131072, _HEAD_128),
     "mistral-small-24b": ("mistral", 40, 5120, 32768, 32, 8, 131072, _HEAD_128),
@@ -284,10 +298,10 @@ _COMMON: dict[str, _Row] = {
     "gemma-3-27b": ("gemma3_text", 62, 5376, 21504, 32, 16, 262208, _HEAD_128),
     "phi-1.5": ("phi", 24, 2048, 8192, 32, 32, 51200, {}),
     "phi-2": ("phi", 32, 2560, 10240, 32, 32, 51200, {}),
-    "phi-3-mini": ("phi3", 32, 3072, 8192, 32, 32, 32064, {}),
-    "phi-3-medium": ("phi3", 40, 5120, 17920, 40, 10, 32064, {}),
+    "phi-3-mini": ("phi3", 32, 3072, 8192, 32, 32, 32064, {"sliding_window": 2047}),
+    "phi-3-medium": ("phi3", 40, 5120, 17920, 40, 10, 32064, {"sliding_window": 2047}),
     "phi-4": ("phi3", 40, 5120, 17920, 40, 10, 100352, {}),
-    "phi-4-mini": ("phi3", 32, 3072, 8192, 24, 8, 200064, _TIED),
+    "phi-4-mini": ("phi3", 32, 3072, 8192, 24, 8, 200064, {**_TIED, "sliding_window": 262144}),
     "gpt2": ("gpt2", 12, 768, 3072, 12, 12, 50257, {"n_positions": 1024}),
     "gpt2-xl": ("gpt2", 48, 1600, 6400, 25, 25, 50257, {"n_positions": 1024}),
     "falcon-40b": ("falcon", 60, 8192, 32768, 128, 8, 65024, {"new_decoder_architecture": True}),

@@ -130,6 +130,15 @@ AUTOCAST_ADAPTER = AdapterCost(
 AUTOCAST_ADAPTER_NO_DROPOUT = AdapterCost(
     kept=2, forward_in=12, forward_out=10, backward_in=18, backward_out=4, kernels_forward=8, kernels_backward=10
 )
+CAST_ADAPTER = AdapterCost(
+    kept=3, forward_in=5, forward_out=6, backward_in=11, backward_out=0, kernels_forward=7, kernels_backward=9
+)
+"""train_entry/adapters.py with dropout: the narrow matrices are cast, the input is dropped as it is (one mask
+byte), the scale is multiplied into a matrix."""
+CAST_ADAPTER_NO_DROPOUT = AdapterCost(
+    kept=2, forward_in=0, forward_out=6, backward_in=6, backward_out=0, kernels_forward=6, kernels_backward=8,
+    own_copy=False,
+)  # fmt: skip
 BF16_ADAPTER = AdapterCost(
     kept=2, forward_in=0, forward_out=10, backward_in=6, backward_out=4, kernels_forward=4, kernels_backward=6,
     own_copy=False,
@@ -161,7 +170,7 @@ def with_dora(stack: Stack, shape: ModelShape, dropout: bool) -> Stack:
 TRAINER = Stack(
     name="trainer",
     blocks=EAGER_BLOCKS,
-    adapter=AUTOCAST_ADAPTER,
+    adapter=CAST_ADAPTER,
     attention="masked",
     logit_bytes=12.5,
     logit_traffic=38,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from cost.passes import Passes
 from cost.recipe import Rows
 from cost.shapes import ModelShape
 from cost.tokens import TokenCount
@@ -29,8 +30,8 @@ class Work:
     assumptions: tuple[str, ...] = field(default=())
     labels: int = 1
     """Labels of a classification: those that the job file lists, else the training rows' different answers."""
-    shared: tuple[tuple[int, float], ...] = ()
-    """(rows a pass, tokens computed for each) where what rows begin with is computed once; empty: not known."""
+    passes_by_way: tuple[Passes, ...] = ()
+    """What passes over the rows come to, by way and size; empty: nobody has looked."""
 
     @property
     def judged_elsewhere(self) -> str | None:
@@ -96,5 +97,5 @@ def work_of(job: JobSpec, shape: ModelShape, counted: TokenCount) -> Work:
         error=counted.error,
         assumptions=said,
         labels=len(job.eval.labels) if job.eval.labels else counted.labels,
-        shared=counted.shared,
+        passes_by_way=counted.passes,
     )

@@ -58,10 +58,11 @@ def calibration_table(known: Mapping[Key, Calibration]) -> Table:
                   pad_edge=False)  # fmt: skip
     for name in ("GPU", "TUNING", "STACK"):
         found.add_column(name, no_wrap=True)
-    for name in ("TIMES", "BAND", "JOBS"):
+    for name in ("TIMES", "BAND", "MEMORY", "JOBS"):
         found.add_column(name, justify="right", no_wrap=True)
     for (gpu, kind, stack), one in known.items():
-        found.add_row(gpu, kind, stack, f"{one.factor:.2f}", f"{one.low:.2f}-{one.high:.2f}", str(one.n))
+        memory = "-" if one.memory is None else f"{one.memory:.2f}"
+        found.add_row(gpu, kind, stack, f"{one.factor:.2f}", f"{one.low:.2f}-{one.high:.2f}", memory, str(one.n))
     return found
 
 
@@ -73,7 +74,7 @@ def as_json(entries: Sequence[Entry], known: Mapping[Key, Calibration]) -> dict[
         "jobs": [_entry_json(entry) for entry in entries],
         "calibrations": [
             {"gpu": gpu, "method": kind, "stack": stack, "factor": round(one.factor, 4), "low": round(one.low, 4),
-             "high": round(one.high, 4), "n": one.n, "source": one.source}
+             "high": round(one.high, 4), "n": one.n, "source": one.source, "memory": _rounded(one.memory)}
             for (gpu, kind, stack), one in known.items()
         ],
         "summary": {
@@ -101,6 +102,11 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
             "modelled": training.step_s if training else None,
             "measured": _rounded(entry.step_s),
             "ratio": _rounded(entry.ratio),
+        },
+        "peak_gib": {
+            "modelled": training.peak_gib if training else None,
+            "measured": entry.peak_gib,
+            "ratio": _rounded(entry.memory_ratio),
         },
     }
 

@@ -24,6 +24,7 @@ from backends.base import (
     RunsInSomePlaces,
     SaysWho,
     Site,
+    Sweeps,
 )
 from backends.registry import BUILTIN
 from launcher import wheelhouse
@@ -174,6 +175,20 @@ class Client:
     def known(self, key: str) -> JobRecord:
         """The job with this id, reference or unique beginning of an id, as it was last seen: asks nobody."""
         return self._look_up(key)
+
+    def sweep(self, age: timedelta, backend: str | None = None) -> Iterator[tuple[str, int, str | None]]:
+        """(backend, how many things were removed, why it could not be asked): what belongs to no job, by age.
+
+        Nothing of the last day is touched: somebody may be sending it.
+        """
+        before = datetime.now(UTC) - max(age, timedelta(days=1))
+        for name in [backend] if backend else BUILTIN:
+            target = self._backend(name)
+            if isinstance(target, Sweeps) and self._discovery.is_set_up(name):
+                try:
+                    yield name, target.sweep(self._site(name), before), None
+                except LaunchError as exc:
+                    yield name, 0, exc.message
 
     def release(self, job_id: str) -> JobRecord:
         """Remove what the job left stored; it stays in the record."""

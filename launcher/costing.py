@@ -22,9 +22,11 @@ from launcher.errors import BackendNotInstalledError, CapacityError, ConfigError
 from launcher.home import cache
 from launcher.prices import known_prices
 from launcher.site import load_site
-from launcher.spec import JobSpec
+from launcher.spec import JobSpec, Resources
 
 CONFIG = "config.json"
+WAIT_HOURS = 24
+"""How long a flexible start waits where the job names no hours: Vertex AI's own default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +135,9 @@ def candidates_of(target: Backend, job: JobSpec, estimator: Estimator, apart: bo
         raise UnsupportedError(f"resources.nodes: {target.name} runs on one machine")
     if wanted.spot and not can.spot and can.regions:
         raise UnsupportedError(f"resources.spot: {target.name} has none")
-    offers = target.offers(wanted.model_copy(update={"spot": wanted.spot and can.spot}))
+    offers = list(target.offers(wanted.model_copy(update={"spot": wanted.spot and can.spot})))
+    if wanted.spot and apart:
+        offers += _beside_spot(target, wanted)
     site = load_site(target.name, target.facts, job)
     dearest = not apart and job.budget is not None
     seen: set[tuple[str | None, str | None]] = set()
@@ -145,6 +149,17 @@ def candidates_of(target: Backend, job: JobSpec, estimator: Estimator, apart: bo
             found.append(Candidate(offer=one, can_run=_runs(target, one.region, site), first=key not in seen))
             seen.add(key)
     return found
+
+
+def _beside_spot(target: Backend, wanted: Resources) -> list[Offer]:
+    """What waits for capacity and is not interrupted then: to compare with spot, for it takes another setting."""
+    waiting = {"spot": False, "max_wait_hours": WAIT_HOURS}
+    try:
+        found = [one for one in target.offers(wanted.model_copy(update=waiting)) if one.flex]
+    except (CapacityError, UnsupportedError):
+        return []
+    how = f"flex-start: --set resources.spot=false --set resources.max_wait_hours={WAIT_HOURS}"
+    return [replace(one, note=how) for one in found]
 
 
 def place_of(target: Backend, site: Site, prices: Prices, offer: Offer, dearest: bool = False) -> str | None:

@@ -46,6 +46,7 @@ def _line(line: Line) -> dict[str, Any]:
         "gpus": offer.gpus,
         "nodes": offer.nodes,
         "spot": offer.spot,
+        "flex_start": offer.flex,
         "hourly": _number(found.hourly),
         "hourly_low": _number(priced.low * offer.nodes) if priced else None,
         "hourly_high": _number(priced.high * offer.nodes) if priced else None,
@@ -55,6 +56,7 @@ def _line(line: Line) -> dict[str, Any]:
         "needed_high_gib": round(hardware.needed.high, 2) if hardware.needed else None,
         "available_gib": hardware.available_gib,
         "hours": hours_json(hardware.hours),
+        "packing": hardware.hours.way if hardware.hours else None,
         "phases": _phases(hardware.hours),
         "total": _money(found.total),
         "at_least": bool(found.missing),
@@ -80,7 +82,8 @@ def _change(line: Line) -> dict[str, Any] | None:
 def _by_tokens(one: ByTokens) -> dict[str, Any]:
     """A place that bills tokens, under the same names."""
     unknown = ("region", "gpu", "hourly", "hourly_low", "hourly_high", "fits", "fit", "needed_gib",
-               "needed_high_gib", "available_gib", "hours", "why_unpriced", "against", "change")  # fmt: skip
+               "needed_high_gib", "available_gib", "hours", "packing", "why_unpriced", "against",
+               "change")  # fmt: skip
     return {
         "backend": one.price.provider,
         "instance_type": "by the token",
@@ -88,6 +91,7 @@ def _by_tokens(one: ByTokens) -> dict[str, Any]:
         "gpus": 0,
         "nodes": 0,
         "spot": False,
+        "flex_start": False,
         "phases": {},
         "total": {"low": float(one.low), "expected": None, "high": float(one.high)},
         "at_least": False,

@@ -231,7 +231,7 @@ def _hardware(found: OfferEstimate) -> str:
         text = f"{offer.gpus}x {offer.gpu} {text}"
     if offer.nodes > 1:
         text = f"{offer.nodes} nodes of {text}"
-    return f"{text} spot" if offer.spot else text
+    return f"{text} spot" if offer.spot else f"{text} flex-start" if offer.flex else text
 
 
 def _place(found: OfferEstimate) -> str:

@@ -66,7 +66,7 @@ def _entry(record: JobRecord, events: Events) -> Entry:
         job=record.id, backend=record.backend, state=record.state,
         hours=_hours(record) if done else None, cost=_cost(record) if done else None,
         training=training, step_s=None if training is None else _step_s(record, events),
-        probe=bool(dry_run), packing=packing, rows=rows,
+        peak_gib=_number(record.actual.get("peak_gib")), probe=bool(dry_run), packing=packing, rows=rows,
     )  # fmt: skip
 
 

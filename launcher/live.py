@@ -17,7 +17,7 @@ from rich.text import Text
 
 from backends.base import JobStatus, LogLine
 from launcher.events import Event
-from launcher.observing import Heard, Resubmitted, Spending, Trouble
+from launcher.observing import WAITING, Heard, Resubmitted, Spending, Trouble
 from launcher.screen import STATE_STYLE, span
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -37,6 +37,8 @@ class Watched:
 
     job_id: str
     state: str = "STARTING"
+    detail: str = ""
+    """The vendor's words for how the job stands, until it speaks itself."""
     phase: str | None = None
     step: int = 0
     total: int = 0
@@ -69,7 +71,7 @@ class Watched:
         if isinstance(item, Resubmitted):
             self.job_id = item.job
         elif isinstance(item, JobStatus):
-            self.state = item.state.value
+            self.state, self.detail = item.state.value, item.detail if item.state in WAITING else ""
         elif isinstance(item, LogLine):
             if item.text.strip():
                 self.lines.append(item.text)
@@ -80,7 +82,7 @@ class Watched:
     def _hear_event(self, event: Event) -> None:
         fields = event.fields
         if event.name == "phase":
-            self.phase = fields["name"]
+            self.phase, self.detail = fields["name"], ""
             self.state = "STARTING" if self.phase == "setup" else "RUNNING"
         elif event.name == "step":
             step, total, loss = int(fields["step"]), int(fields["total_steps"]), float(fields["loss"])
@@ -140,6 +142,8 @@ def _follow_plain(items: Iterable[Heard], seen: Watched, console: Console) -> No
             line = item.text
         elif isinstance(item, Trouble):
             line = in_trouble(item)
+        elif isinstance(item, JobStatus):
+            line = seen.detail
         elif isinstance(item, Resubmitted):
             line = submitted_anew(item)
         elif isinstance(item, Spending):
@@ -213,7 +217,7 @@ def panel(seen: Watched, elapsed_s: float, width: int) -> RenderableType:
     """The live view at this moment, `width` columns wide."""
     head = Text.assemble(
         (seen.job_id, "bold"), "  ", (seen.state, STATE_STYLE.get(seen.state, "")), "  ",
-        PHASES.get(seen.phase or "", seen.phase or "starting"), "  ", (span(elapsed_s), "dim"),
+        seen.detail or PHASES.get(seen.phase or "", seen.phase or "starting"), "  ", (span(elapsed_s), "dim"),
     )  # fmt: skip
     parts: list[RenderableType] = [head]
     if seen.total:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -20,6 +21,8 @@ LAST_EVENTS = {
     JobState.SUCCEEDED: ("done",), JobState.FAILED: ("failure", "stopped"), JobState.CANCELLED: ("stopped",),
 }  # fmt: skip
 """The events behind which a job that ended so says nothing more: one that stopped itself may count as failed."""
+WAITING = (JobState.QUEUED, JobState.STARTING)
+"""States in which the vendor's own words are all that there is to hear."""
 GIVE_UP_S = 3600.0
 """How long a follower goes on asking a vendor that refuses it or can't be reached."""
 MOST_WAIT_S = 60.0
@@ -98,6 +101,7 @@ class Observer:
         self._store = store
         self._backend = backend
         self._seen_over: dict[str, float] = {}
+        self._capacity: dict[str, Mapping[str, Any]] = {}
 
     def refresh(self, record: JobRecord) -> None:
         """One look from where the recorded one ended. Raises what the backend does."""
@@ -121,7 +125,7 @@ class Observer:
         # Its own cursor: another launcher that looks at the job moves the recorded one.
         cursor = None if from_start else record.cursor
         can = self._backend(record.backend).capabilities
-        state = record.state
+        state, detail = record.state, ""
         patience = Patience(can.poll_s)
         warned = told = False
         while True:
@@ -140,9 +144,10 @@ class Observer:
             patience.end()
             status = look.status
             assert status is not None
-            if look.drained or not (status.state == state or status.state.terminal):
+            told_anew = status.state != state or (status.state in WAITING and status.detail != detail)
+            if look.drained or (told_anew and not status.state.terminal):
                 yield status
-                state = status.state
+                state, detail = status.state, status.detail
             if look.drained:
                 return status
             time.sleep(_poll_s(can.poll_s))
@@ -161,10 +166,14 @@ class Observer:
             look.trouble = exc
         self._store.add_events(record.id, [i for i in look.items if isinstance(i, Event)], look.cursor)
         if (status := look.status) is not None:
+            # Whoever follows holds the record as it was when that began.
+            known = self._capacity.get(record.id, record.capacity)
+            self._capacity[record.id] = capacity(known, status)
             self._store.update(
                 record.id, state=status.state, reason=status.reason, started=status.started, ended=status.ended,
                 interruptions=max(record.interruptions, status.interruptions), folder=_local_path(status.url),
                 url=status.url, billable_s=status.billable_s, machine=status.machine, seen=datetime.now(UTC),
+                capacity=self._capacity[record.id],
             )  # fmt: skip
             late = {"billable_s": status.billable_s, "machine": status.machine}
             if status.state.terminal and any(late.values()):  # also told after the first final look
@@ -197,6 +206,21 @@ def _read(look: _Look, lines: Iterable[LogLine]) -> None:
         raise
     except LaunchError as exc:
         look.unread = exc
+
+
+def capacity(known: Mapping[str, Any], status: JobStatus) -> dict[str, Any]:
+    """{"tries": {machine: what became of it}, "waits": [{"since", "until", "said": [...]}]}, JSON-able.
+
+    A vendor keeps the last words of a wait only; `known`, of the look before, has those that it has said before.
+    """
+    heard = {wait["since"]: wait["said"] for wait in known.get("waits", ())}
+    waits = []
+    for wait in status.waits:
+        since = wait.since.astimezone(UTC).isoformat()
+        until = wait.until.astimezone(UTC).isoformat() if wait.until else None
+        said = [*(words for words in heard.get(since, ()) if words != wait.said), wait.said]
+        waits.append({"since": since, "until": until, "said": said})
+    return {"tries": dict(status.tries), "waits": waits}
 
 
 def spent(record: JobRecord, status: JobStatus | None, now: datetime | None = None) -> Spending | None:

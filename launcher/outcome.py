@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from launcher.observing import Heard, Resubmitted, Spending, Trouble
 from launcher.store import JobRecord
 
 TAIL = 12
+MOST_WAITS = 5
 DETACHED = 130
 """Exit code of a launcher that stopped following (as Ctrl-C's own)."""
 
@@ -98,6 +100,7 @@ def describe(record: JobRecord) -> dict[str, Any]:
         "folder": record.folder,
         "url": record.url,
         "machine": record.machine,
+        "capacity": dict(record.capacity),
         "model": record.spec["model"]["id"],
         "task": record.spec["task"],
         "data": dict(record.data),
@@ -106,6 +109,24 @@ def describe(record: JobRecord) -> dict[str, Any]:
         "actual": dict(record.actual),
         "artifacts": [dict(a) for a in record.artifacts],
     }
+
+
+def capacity_rows(record: JobRecord) -> Iterator[tuple[str, str]]:
+    """What was asked for, what became of it, and the last waits of a second or more in the vendor's words."""
+    tries, given = record.capacity.get("tries") or {}, "given"
+    if len(tries) > 1 or any(what != given for what in tries.values()):
+        yield "asked for", ", then ".join(f"{name} ({what})" for name, what in tries.items())
+    shown = []
+    for wait in record.capacity.get("waits") or ():
+        since, until = (
+            datetime.fromisoformat(wait["since"]),
+            wait["until"] and datetime.fromisoformat(wait["until"]),
+        )
+        took = ((until or datetime.now(UTC)) - since).total_seconds()
+        if took >= 1 and not (until is None and record.over):
+            at = f"from {since.astimezone():%H:%M:%S}"
+            shown.append(("waited" if until else "waits", f"{screen.span(took)} {at}: {'; '.join(wait['said'])}"))
+    yield from shown[-MOST_WAITS:]
 
 
 def print_result(record: JobRecord, more: Sequence[tuple[str, str]] = ()) -> None:
@@ -157,10 +178,12 @@ def _took(record: JobRecord) -> list[tuple[str, str]]:
 
 def _follow_json(items: Iterator[Heard]) -> None:
     """Every event as a JSON line, and every change of state."""
+    state = None
     for item in items:
         if isinstance(item, Event):
             print(screen.json_text(item.as_json()), flush=True)
-        elif isinstance(item, JobStatus):
+        elif isinstance(item, JobStatus) and item.state != state:
+            state = item.state
             body = {"event": "state", "state": item.state.value, "reason": item.reason}
             print(json.dumps(body), flush=True)
         elif isinstance(item, Resubmitted):

@@ -266,12 +266,14 @@ def difference_table(names: Sequence[str], sides: Sequence[Mapping[str, str | Te
     return table
 
 
-def jobs_table(records: Sequence[JobRecord], width: int, silent: Collection[str] = ()) -> Table:
-    """One line a job; without the model where `width` has no room for it, without owners where all are one.
+def jobs_table(
+    records: Sequence[JobRecord], width: int, silent: Collection[str] = (), me: str | None = None
+) -> Table:
+    """One line a job; without the model where `width` has no room for it, without owners where all are `me`.
 
     A state that may have changed, since its backend is `silent`, stands there with its age.
     """
-    wide, several = width >= WIDE, len({record.owner for record in records}) > 1
+    wide, several = width >= WIDE, any(record.owner not in (None, me) for record in records)
     states = [_state_seen(record, silent) for record in records]
     owners = [record.owner or "unknown" for record in records] if several else []
     columns: dict[str, Sequence[str | Text]] = {

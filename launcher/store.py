@@ -62,6 +62,7 @@ MIGRATIONS: tuple[str, ...] = (
     "ALTER TABLE jobs ADD COLUMN resubmits INTEGER NOT NULL DEFAULT 0;",
     "ALTER TABLE jobs ADD COLUMN unwanted INTEGER NOT NULL DEFAULT 0;",
     "ALTER TABLE jobs ADD COLUMN seen TEXT;",
+    "ALTER TABLE jobs ADD COLUMN capacity TEXT NOT NULL DEFAULT '{}';",
 )
 """Applied in order, one transaction each; the number applied is the file's user_version."""
 
@@ -111,6 +112,8 @@ class JobRecord:
     url: str | None = None
     billable_s: float | None = None
     machine: str | None = None
+    capacity: Mapping[str, Any] = field(default_factory=dict)
+    """What was asked for and waited for, where the vendor tells: see launcher.observing.capacity."""
     drained: int = 0
     """1 when the log of a job that is over has been read to its end."""
     released: int = 0
@@ -156,9 +159,9 @@ class JobRecord:
 _COLUMNS = (
     "id", "name", "backend", "ref", "state", "reason", "created", "started", "ended", "interruptions", "lineage",
     "resumes", "folder", "bundle_sha256", "cursor", "submitter", "owner", "url", "billable_s", "machine",
-    "drained", "released", "resubmits", "unwanted", "seen", "spec", "data", "estimate",
+    "drained", "released", "resubmits", "unwanted", "seen", "capacity", "spec", "data", "estimate",
 )  # fmt: skip
-_JSON = ("spec", "data", "estimate")
+_JSON = ("spec", "data", "estimate", "capacity")
 _TIMES = ("created", "started", "ended", "seen")
 
 

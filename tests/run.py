@@ -16,6 +16,7 @@ from pathlib import Path
 from backends.local.environment import TrainingEnvironment
 from backends.skypilot.environment import SkyPilotEnvironment
 from launcher.home import cache
+from tests.emulators.azureml import azurite
 from tests.emulators.sagemaker import clients
 from tests.emulators.slurm import cluster, packages
 from tests.images import PACKAGES, make_image
@@ -40,6 +41,7 @@ def main(arguments: list[str]) -> int:
         if cluster.lacking() is None:
             packages.build(sky, _tell)
     images = {vendor: make_image(vendor, python) for vendor in PACKAGES}
+    azurite.build(_tell)
     if clients.wanted(arguments):
         clients.build(_tell)
     overlay = _pytest_for(python)

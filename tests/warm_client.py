@@ -1,4 +1,4 @@
-"""In the python of an emulated image: `-m train_entry.train` is taken on by a process that has its imports made.
+"""In the python of an emulated image: a process that has the imports made takes on the trainer and torchrun.
 
 Imported by that python as it starts (see tests/images.py); standard library only. Without WARM in the
 environment, or with nobody there, the start is what it would have been.
@@ -18,18 +18,19 @@ from typing import Any
 WARM = "FINELAUNCH_TESTS_WARM"
 """The socket of the process that forks (tests/warm_starts.py)."""
 SPACES = ("mnt", "uts", "net", "pid")
+MODULES = ("train_entry.train", "train_entry.rejudge", "torch.distributed.run")
 PASSED_ON = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 
 def start() -> None:
     address = os.environ.get(WARM)
     words = [word for word in sys.orig_argv[1:] if word not in ("-u", "-I")]
-    if not address or words != ["-m", "train_entry.train"]:
+    if not address or words[:1] != ["-m"] or words[1] not in MODULES:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         try:
             server.connect(address)
-            _ask(server)
+            _ask(server, words[1:])
             answers = server.makefile("r")
             pid = int(answers.readline())
         except (OSError, ValueError):  # nobody is there any more
@@ -49,11 +50,13 @@ def start() -> None:
     os._exit(code)
 
 
-def _ask(server: socket.socket) -> None:
+def _ask(server: socket.socket, words: list[str]) -> None:
+    """`words`: the module and its arguments."""
     opened = [os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name in SPACES]
     opened += [os.open(place, os.O_PATH | os.O_DIRECTORY) for place in ("/", ".")]
     socket.send_fds(server, [b"."], [0, 1, 2, *opened])
-    server.sendall(json.dumps({"env": dict(os.environ), "cwd": str(Path.cwd())}).encode() + b"\n")
+    asked = {"words": words, "env": dict(os.environ), "cwd": str(Path.cwd())}
+    server.sendall(json.dumps(asked).encode() + b"\n")
     for fd in opened:
         os.close(fd)
 

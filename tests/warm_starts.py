@@ -1,10 +1,10 @@
 """Starts of the training process without their imports, which are most of what a job of the tiny model costs.
 
-A process makes the imports once an emulator or test run. A job's `python -m train_entry.train` (see
-warm_client.py) hands it its environment, its open files and its namespaces; it forks, and the child enters the
-container and is the training process from there on: with the container's code, files, network, process numbers
-and signals. Only the libraries' settings that are read as they are imported are this process's. The jobs of the
-real model start as users' do.
+A process makes the imports once an emulator or test run. A job's `python -m train_entry.train`, or torchrun over
+several of them (see warm_client.py), hands it its environment, its open files and its namespaces; it forks, and
+the child enters the container and is that process from there on: with the container's code, files, network,
+process numbers and signals. Only the libraries' settings that are read as they are imported are this process's.
+The jobs of the real model start as users' do.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PATH_BYTES = 100
 """A socket's path has no more."""
 MODULES = (
-    "sklearn.metrics", "torch.profiler", "transformers.models.llama.modeling_llama", "train_entry.artifact",
-    "train_entry.dropout", "train_entry.evaluate", "train_entry.general", "train_entry.loop", "train_entry.models",
+    "sklearn.metrics", "torch.distributed.launcher.api", "torch.profiler",
+    "transformers.models.llama.modeling_llama", "train_entry.artifact", "train_entry.dropout",
+    "train_entry.evaluate", "train_entry.general", "train_entry.loop", "train_entry.models",
     "train_entry.trainers", "train_entry.train",
 )  # fmt: skip
 
@@ -119,7 +120,7 @@ def _start(asking: socket.socket) -> None:
 
 
 def _become(wanted: dict[str, object], stdio: list[int], others: list[int]) -> None:
-    """Be `python -m train_entry.train` from here on."""
+    """Be `python -m` of the words that were asked for, from here on."""
     for number, fd in enumerate(stdio):
         os.dup2(fd, number)
     for fd in (*stdio, *others):
@@ -127,11 +128,15 @@ def _become(wanted: dict[str, object], stdio: list[int], others: list[int]) -> N
     os.environ.clear()
     os.environ.update(wanted["env"])  # type: ignore[arg-type]
     own = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    sys.argv[:] = [""]
+    module, *arguments = wanted["words"]  # type: ignore[misc]
+    sys.argv[:] = ["", *arguments]
     sys.path[:] = [str(wanted["cwd"]), *own, *(entry for entry in sys.path if entry)]
+    if any(Path(entry, "sitecustomize.py").exists() for entry in own):  # as an interpreter begins
+        sys.modules.pop("sitecustomize", None)
+        importlib.import_module("sitecustomize")
     code = 1
     try:
-        runpy.run_module("train_entry.train", run_name="__main__", alter_sys=True)
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as exc:
         code = exc.code if isinstance(exc.code, int) else 0 if exc.code is None else 1

@@ -30,7 +30,7 @@ from typing import Any
 from train_entry.failure import JobError
 
 MASTER_PORT = 29500
-"""Where node 0 listens, on vendors that name no port; LAUNCH_MASTER_PORT names another."""
+"""Where node 0 listens, on vendors that name no port; LAUNCH_MASTER_PORT or _ADDR name others."""
 RENDEZVOUS_S = 1800
 """How long nodes wait for each other: one may still pull its image or install packages."""
 OUTER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "GROUP_WORLD_SIZE",
@@ -63,6 +63,8 @@ class Cluster:
             found = _nodes(env)
             if found.nodes == 1:
                 found = replace(found, master="127.0.0.1", port=None)
+            elif env.get("LAUNCH_MASTER_ADDR"):
+                found = replace(found, master=env["LAUNCH_MASTER_ADDR"])
             port = int(env["LAUNCH_MASTER_PORT"]) if env.get("LAUNCH_MASTER_PORT") else found.port
             processes = int(env.get("LAUNCH_PROCESSES") or 0) or found.processes or max(1, _gpus(env))
         except (LookupError, ValueError, TypeError, AttributeError) as exc:

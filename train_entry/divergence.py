@@ -13,8 +13,8 @@ from train_entry.prefix import ROW_TOKENS, rows_in_packs
 
 SHOWN = 16
 """Rows named in a message; the rest is counted."""
-EXPLODED_STEPS = 5
-"""A loss that is too high for so many steps on end does not come back."""
+EXPLODED_STEPS, LOST_STEPS = 5, 20
+"""For so many steps on end: a loss beyond all measure, and one that is worse than what was there before."""
 TAIL = 24
 """Tokens at a row's end by which it is known in a sequence that holds several."""
 
@@ -43,6 +43,9 @@ class Course(Protocol):
 
     start_loss: float | None
     high: int
+    lost: int
+    recent: list[float]
+    best_mean: float | None
 
 
 def watch(
@@ -50,18 +53,34 @@ def watch(
 ) -> None:
     """Raise JobError("diverged") when the loss or the gradient is no number, or the loss has exploded.
 
-    Exploded: for EXPLODED_STEPS steps twice that of the first, and no better than a guess among all tokens.
+    Exploded: for EXPLODED_STEPS on end twice that of the first step, and half as much again as that of a guess
+    among all tokens. Lost: for LOST_STEPS worse than the first step, and worse than such a guess or far above the
+    lowest mean of as many steps. A hard batch or a warm-up do not last so long.
     """
     if course.start_loss is None:
         course.start_loss = loss
-    high = loss > 2 * course.start_loss and loss > 0.95 * math.log(vocabulary)
+    first, best, guess = course.start_loss, course.best_mean, math.log(vocabulary)
+    high = loss > 2 * first and loss > 1.5 * guess
+    lost = loss > 1.1 * first and (loss > 0.95 * guess or (best is not None and loss > 2 * best + 1))
     course.high = course.high + 1 if high else 0
-    if not (math.isfinite(loss) and math.isfinite(norm)) or course.high >= EXPLODED_STEPS:
+    course.lost = course.lost + 1 if lost else 0
+    course.recent = [*course.recent, loss][-LOST_STEPS:]
+    if len(course.recent) == LOST_STEPS:
+        mean = math.fsum(course.recent) / LOST_STEPS
+        course.best_mean = mean if best is None else min(best, mean)
+    exploded = course.high >= EXPLODED_STEPS
+    if exploded or course.lost >= LOST_STEPS or not (math.isfinite(loss) and math.isfinite(norm)):
         named = rows()
         refuse_diverged("loss", loss, step, named)
         refuse_diverged("gradient norm", norm, step, named)
-        start = f"{course.start_loss:.3g}"
-        raise _diverged(f"the loss of step {step} is {loss:.3g}, and the first was {start}: it explodes", named)
+        before = f"the first was {first:.3g}" if best is None else f"{LOST_STEPS} steps had a mean of {best:.3g}"
+        ends = "it explodes" if exploded else f"for {LOST_STEPS} steps what was learnt is gone"
+        raise _diverged(f"the loss of step {step} is {loss:.3g}, and {before}: {ends}", named)
+
+
+def spoiled(course: Course) -> bool:
+    """May the weights be spoiled? Then no checkpoint takes the place of those that are not."""
+    return course.high > 0 or course.lost >= EXPLODED_STEPS
 
 
 def refuse_diverged(what: str, value: float, step: int, rows: Sequence[str] = ()) -> None:

@@ -11,6 +11,7 @@ from train_entry import scoring
 from train_entry.config import TrainJob
 from train_entry.data import Example, completion_ids, render
 from train_entry.failure import JobError
+from train_entry.memory import Passes
 from train_entry.rows import Row
 
 Tick = Callable[[], None]
@@ -76,10 +77,15 @@ def label_scores(
     branches = [_label_tokens(tokenizer, job, row, labels) for row in rows]
     score = _score_packed if _takes_block_masks(model) else _score_plain
     found: list[list[float]] = []
-    with torch.inference_mode():
-        for start, end in _packs(rows, branches, job.eval.batch_size):
-            tick()
-            found += score(model, [list(e.prompt) for e in rows[start:end]], branches[start:end])
+    passes = Passes(job.eval.batch_size, "the scoring of labels")
+
+    def scored(numbers: Sequence[int]) -> list[list[float]]:
+        tick()
+        with torch.inference_mode():
+            return score(model, [list(rows[i].prompt) for i in numbers], [branches[i] for i in numbers])
+
+    for start, end in _packs(rows, branches, job.eval.batch_size):
+        found += passes.over(range(start, end), scored)
     return found
 
 
@@ -102,36 +108,39 @@ def generate(
     model: Any, tokenizer: Any, rows: Sequence[Example], new_tokens: int, batch_size: int, tick: Tick
 ) -> list[str]:
     """The model's greedy answers, in the order of `rows`."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
+    model.config.use_cache = True
+
+    def answered(numbers: Sequence[int]) -> list[str]:
+        tick()
+        return _answers(model, tokenizer, [rows[i].prompt for i in numbers], new_tokens)
+
+    answers = Passes(batch_size, "the answering").over(order, answered)
+    return [answer for _, answer in sorted(zip(order, answers, strict=True))]
+
+
+def _answers(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[str]:
+    """The greedy answers to the prompts, in one batch."""
     import torch
 
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
-    ends = _end_tokens(model, tokenizer)
-    answers = [""] * len(rows)
-    model.config.use_cache = True
-    for at in range(0, len(order), batch_size):
-        tick()
-        batch = order[at : at + batch_size]
-        width = max(len(rows[i].prompt) for i in batch)
-        pads = [width - len(rows[i].prompt) for i in batch]
-        ids = [[tokenizer.pad_token_id] * pad + list(rows[i].prompt) for i, pad in zip(batch, pads, strict=True)]
-        mask = [[0] * pad + [1] * (width - pad) for pad in pads]
-        with torch.inference_mode():
-            out = model.generate(
-                input_ids=torch.tensor(ids, device=model.device),
-                attention_mask=torch.tensor(mask, device=model.device),
-                max_new_tokens=new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                use_cache=True,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=ends,
-            )
-        texts = tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
-        for i, text in zip(batch, texts, strict=True):
-            answers[i] = text.strip()
-    return answers
+    width = max(map(len, prompts))
+    pads = [width - len(prompt) for prompt in prompts]
+    ids = [[tokenizer.pad_token_id] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
+    mask = [[0] * pad + [1] * (width - pad) for pad in pads]
+    with torch.inference_mode():
+        out = model.generate(
+            input_ids=torch.tensor(ids, device=model.device),
+            attention_mask=torch.tensor(mask, device=model.device),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            use_cache=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=_end_tokens(model, tokenizer),
+        )
+    return [text.strip() for text in tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)]
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:

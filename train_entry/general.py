@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from train_entry.config import TrainJob
-from train_entry.data import tokenize
-from train_entry.rows import Message, Row
+from train_entry.data import Example, tokenize
+from train_entry.memory import Passes
+from train_entry.rows import Row
 
 SCORE = "mean log-probability of the answers' tokens, without the end of turn"
 QUESTIONS = (
@@ -48,20 +49,32 @@ def score(model: Any, tokenizer: Any, job: TrainJob, tick: Callable[[], None]) -
     plain = dataclasses.replace(job, data=dataclasses.replace(job.data, system=None))
     was_training = model.training
     model.eval()
-    total, count = 0.0, 0
+
+    def answered(numbers: Sequence[int]) -> list[tuple[float, int]]:
+        tick()
+        return [_log_prob(model, tokenize(plain, tokenizer, _as_row(number))) for number in numbers]
+
     with torch.inference_mode():
-        for number, (question, answer) in enumerate(QUESTIONS):
-            tick()
-            asked: tuple[Message, ...] = ({"role": "user", "content": question},)
-            row = tokenize(plain, tokenizer, Row(f"general:{number + 1}", asked, answer))
-            wanted = torch.tensor(row.completion[:-1])
-            ids = torch.tensor([[*row.prompt, *row.completion[:-1]]], device=model.device)
-            logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(wanted) + 1).logits[0, :-1].float()
-            total += float(logits.log_softmax(-1).cpu()[range(len(wanted)), wanted].sum())
-            count += len(wanted)
+        found = Passes(1, "the scoring of general questions").over(range(len(QUESTIONS)), answered)
     model.train(was_training)
+    total, count = (sum(part) for part in zip(*found, strict=True))
     mean = total / count
     return {"questions": len(QUESTIONS), "scoring": SCORE, "log_prob": mean, "perplexity": math.exp(-mean)}
+
+
+def _as_row(number: int) -> Row:
+    question, answer = QUESTIONS[number]
+    return Row(f"general:{number + 1}", ({"role": "user", "content": question},), answer)
+
+
+def _log_prob(model: Any, row: Example) -> tuple[float, int]:
+    """(log-probability of the row's answer, its tokens)."""
+    import torch
+
+    wanted = torch.tensor(row.completion[:-1])
+    ids = torch.tensor([[*row.prompt, *row.completion[:-1]]], device=model.device)
+    logits = model(input_ids=ids, use_cache=False, logits_to_keep=len(wanted) + 1).logits[0, :-1].float()
+    return float(logits.log_softmax(-1).cpu()[range(len(wanted)), wanted].sum()), len(wanted)
 
 
 def drop(before: dict[str, Any] | None, after: dict[str, Any] | None) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from train_entry.data import Example, label_ids
+from train_entry.memory import Passes
 from train_entry.packing import BUDGET, as_tokens, learnt_losses
 from train_entry.prefix import UNLEARNT, PrefixCollator
 
@@ -40,13 +41,17 @@ def _mean_loss(
     """Mean of the learnt tokens' losses in passes of `batch_size` rows at most; `tick` is called before each."""
     was_training = model.training
     model.eval()
-    losses = []
+
+    def judged(part: Sequence[Example]) -> list[torch.Tensor]:
+        found = []
+        for batch in _within(part, collate):
+            tick()
+            found.append(learnt_losses(model, batch))
+        return found
+
     try:
         with torch.inference_mode():
-            for at in range(0, len(rows), batch_size):
-                for batch in _within(rows[at : at + batch_size], collate):
-                    tick()
-                    losses.append(learnt_losses(model, batch))
+            losses = Passes(batch_size, "the held-out evaluation").over(rows, judged)
     finally:
         model.train(was_training)
     return float(torch.cat(losses).double().mean())

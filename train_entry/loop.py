@@ -20,8 +20,7 @@ from train_entry import watchdog
 from train_entry.checkpoint import publish
 from train_entry.config import TrainJob
 from train_entry.data import Example
-from train_entry.divergence import refuse_diverged, watch
-from train_entry.failure import JobError, classify
+from train_entry.divergence import refuse_diverged, spoiled, watch
 from train_entry.held_out import held_out_loss, packed_loss
 from train_entry.resuming import take_settings
 from train_entry.stop import Stopped, StopWatch
@@ -42,6 +41,9 @@ class Progress:
     final_loss: float | None = None
     start_loss: float | None = None
     high: int = 0
+    lost: int = 0
+    recent: list[float] = dataclasses.field(default_factory=list)
+    best_mean: float | None = None
     unjudged: bool = False
     """A stop came while the held-out loss of the last step was measured: the next start begins with that."""
 
@@ -134,7 +136,7 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
             self.progress, loss, checked, state.global_step, vocabulary,
             lambda: [row for rank in gathered(self.rows_of_step()) for row in rank],
         )  # fmt: skip
-        if self.progress.high and not control.should_training_stop:
+        if spoiled(self.progress) and not control.should_training_stop:
             control.should_save = False  # not what may be spoiled, over what is not
         self.progress.final_loss = loss
         self.emit(
@@ -170,6 +172,9 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
         if args.local_process_index == 0:
             shutil.rmtree(written, ignore_errors=True)
         watchdog.beat()
+        if self.stopped is None and (reason := self.stop.agreed()):  # came while it was written: no other step
+            self.stopped = reason
+            control.should_training_stop = True
 
     def _judge(self, state: Any, model: Any) -> bool | None:
         """Measure the held-out loss; True when it has not fallen for long enough, None when a stop came first."""
@@ -194,7 +199,7 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
         return progress.misses >= rule.patience
 
     def _held_out_loss(self, model: Any) -> float | None:
-        """None when the job must stop. Raises JobError("oom"): fewer rows a pass of training would not help."""
+        """None when the job must stop."""
         rows = self.job.eval.batch_size
         try:
             if self.prefixes:
@@ -202,16 +207,6 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
             return held_out_loss(model, self.held_out, rows, self.pad, self._check_stop)
         except Stopped:  # the ranks agree on it at the end of the step
             return None
-        except Exception as exc:
-            error = classify(exc)
-            if error.kind != "oom":
-                raise
-            raise JobError(
-                "oom",
-                f"the held-out evaluation was {error.message}",
-                f"lower eval.batch_size (it is {rows}) or data.max_length; launch resume goes on from the last "
-                "checkpoint",
-            ) from exc
 
     def _check_stop(self) -> None:
         if reason := self.stop.reason():

@@ -25,9 +25,12 @@ from train_entry.failure import JobError
 
 TIMEOUT_S = 10
 """For one request. Metadata servers answer within milliseconds, stores within a second."""
-WAITS_S = (1.0, 3.0)
+WAITS_S = (1.0, 3.0, 9.0)
 """Before another try: a metadata server may be up after the container, and stores are busy at times."""
 BUSY = (408, 429, 500, 502, 503, 504)
+AWS_BUSY = ("Throttl", "TooManyRequests", "RequestLimitExceeded", "Internal", "ServiceUnavailable")
+"""Parts of AWS's error codes; it answers throttled calls with HTTP 400."""
+AWS_LOGIN = ("ExpiredToken", "UnrecognizedClient", "InvalidClientTokenId", "SignatureDoesNotMatch")
 GOOGLE_STORE = "https://secretmanager.googleapis.com/"
 AZURE_VAULT = "https://{vault}.vault.azure.net"
 AZURE_RESOURCE = "https://vault.azure.net"
@@ -112,28 +115,58 @@ def _aws(region: str, service: str, operation: str, arguments: Mapping[str, Any]
     except ModuleNotFoundError:
         raise Refused("the image has neither boto3 nor botocore", "add boto3 to the image") from None
     config = botocore.config.Config(
-        connect_timeout=TIMEOUT_S, read_timeout=TIMEOUT_S, retries={"total_max_attempts": 3}
+        connect_timeout=TIMEOUT_S, read_timeout=TIMEOUT_S, retries={"total_max_attempts": 1}
     )
+
     try:
         client = botocore.session.get_session().create_client(service, region_name=region, config=config)
-        _refuse_without_tls(str(client.meta.endpoint_url), service)
-        answer: dict[str, Any] = getattr(client, operation)(**arguments)
+    except (botocore.exceptions.BotoCoreError, ValueError) as exc:
+        raise Refused(
+            f"{service} in {region} can't be asked ({type(exc).__name__})", "correct the region"
+        ) from None
+    _refuse_without_tls(str(client.meta.endpoint_url), service)
+
+    def once() -> dict[str, Any]:
+        try:
+            answer: dict[str, Any] = getattr(client, operation)(**arguments)
+        except botocore.exceptions.ClientError as exc:
+            raise _aws_refusal(exc.response, service, region, right) from None
+        except botocore.exceptions.NoCredentialsError:
+            raise Refused("this container has no AWS credentials", "start the job with a role") from None
+        except botocore.exceptions.BotoCoreError as exc:
+            raise Refused(
+                f"{service} in {region} could not be reached ({type(exc).__name__})",
+                f"the job's network needs a way to it: a NAT, or a VPC endpoint for {service}",
+                True,
+            ) from None
+        if not answer.keys() - {"ResponseMetadata"}:  # botocore takes half an answer for an empty one
+            raise Refused(f"the answer of {service} did not come whole", "launch resume starts it again", True)
         return answer
-    except botocore.exceptions.ClientError as exc:
-        code = str(exc.response.get("Error", {}).get("Code", "unknown"))
-        if "NotFound" in code:
-            raise Refused(f"there is none of that name in {region} ({code})", "create it, or correct its name")\
-                from None  # fmt: skip
-        raise Refused(
-            f"AWS refuses it ({code})", f"give the job's role {right} on it, and kms:Decrypt on its key"
-        ) from None
-    except botocore.exceptions.NoCredentialsError:
-        raise Refused("this container has no AWS credentials", "start the job with a role") from None
-    except botocore.exceptions.BotoCoreError as exc:
-        raise Refused(
-            f"{service} in {region} could not be reached ({type(exc).__name__})",
-            f"the job's network needs a way to it: a NAT, or a VPC endpoint for {service}",
-        ) from None
+
+    return _patiently(once)
+
+
+def _aws_refusal(answer: Mapping[str, Any], service: str, region: str, right: str) -> Refused:
+    """AWS's error in words: busy, missing, going to be deleted, no login, or no right."""
+    code = str(answer.get("Error", {}).get("Code", "unknown"))
+    status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
+    if status in BUSY or any(part in code for part in AWS_BUSY):
+        busy = "throttles its calls" if "Internal" not in code and status < 500 else "is broken for now"
+        return Refused(f"{service} in {region} {busy} ({code})", "launch resume starts it again, later", True)
+    if "NotFound" in code:
+        return Refused(f"there is none of that name in {region} ({code})", "create it, or correct its name")
+    if code == "InvalidRequestException":  # so GetSecretValue says of one that is to be deleted
+        return Refused(
+            f"it can't be read as it is ({code}): perhaps it is marked for deletion, or has no value",
+            "aws secretsmanager restore-secret --secret-id NAME, or store it again",
+        )
+    if any(part in code for part in AWS_LOGIN):
+        return Refused(
+            f"AWS does not accept this container's credentials ({code})", "launch resume starts it again"
+        )
+    if "Decryption" in code or "KMS" in code:
+        return Refused(f"its key can't be used ({code})", "give the job's role kms:Decrypt on the secret's key")
+    return Refused(f"AWS refuses it ({code})", f"give the job's role {right} on it, and kms:Decrypt on its key")
 
 
 def _google_secret(project: str, secret: str) -> str:
@@ -221,14 +254,19 @@ def _ask(url: str, headers: Mapping[str, str], who: str, right: str, proxy: bool
     """GET a JSON object. Raises Refused; `right` says what a refusal lacks. Metadata is asked without a proxy."""
     if "Authorization" in headers:
         _refuse_without_tls(url, who)
+    return _patiently(lambda: _ask_once(url, headers, who, right, proxy))
+
+
+def _patiently(ask: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The answer, asked for again after each of WAITS_S while what is wrong may pass."""
     for wait in WAITS_S:
         try:
-            return _ask_once(url, headers, who, right, proxy)
+            return ask()
         except Refused as exc:
             if not exc.passing:
                 raise
         time.sleep(wait)
-    return _ask_once(url, headers, who, right, proxy)
+    return ask()
 
 
 def _refuse_without_tls(url: str, who: str) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import NoReturn, TypeVar
 
 from train_entry.watchdog import beat
 
@@ -17,10 +21,61 @@ PREEMPTED = 143
 SHARED_KEY = "launch/stop"
 POLL_S = 0.5
 STORE_S = 60
+CHECK_S, TIDY_S = 0.1, 5.0
+"""How often a long piece of work looks for a stop, and how long it has then to tidy up."""
+
+Found = TypeVar("Found")
 
 
 class Stopped(Exception):
     """Raised between batches outside of training when the job must stop."""
+
+
+def unless_stopped(work: Callable[[], Found], check: Callable[[], None]) -> Found:
+    """What work() gives; `check` is called meanwhile, and may raise Stopped: a download may take longer than the
+    notice before a machine is taken.
+
+    The work is in a thread, which goes on and which nothing can end: the process must, by `leave`.
+    """
+    found: list[Found] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            found.append(work())
+        except BaseException as exc:  # noqa: BLE001 - raised below
+            failed.append(exc)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(CHECK_S)
+            if thread.is_alive():  # done is done
+                check()
+    except Stopped:
+        _end_children()
+        thread.join(TIDY_S)
+        raise
+    if failed:
+        raise failed[0]
+    return found[0]
+
+
+def leave(code: int) -> NoReturn:
+    """End this process now, also where a thread is still at work."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _end_children() -> None:
+    """Whatever the work has started, such as pip, is of no use without it."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            child.terminate()
 
 
 class StopWatch:

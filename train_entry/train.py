@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from train_entry import memory, watchdog
 from train_entry.checkpoint import Checkpoint, newest_agreed
@@ -28,12 +28,13 @@ from train_entry.data import Dataset, judged_rows, load_dataset
 from train_entry.events import from_environment, say
 from train_entry.failure import FAILURE, JobError, classify, write_atomic, write_failure
 from train_entry.masking import mask
-from train_entry.stop import PREEMPTED, Stopped, StopWatch
+from train_entry.stop import PREEMPTED, Stopped, StopWatch, leave, unless_stopped
 
 if TYPE_CHECKING:
     from train_entry.loop import Emit, JobCallback
 
 
+Found = TypeVar("Found")
 STOP_TOLD_S = 5.0
 """Within this time every node knows of a stop that one of them was asked for (see StopWatch.share)."""
 
@@ -166,17 +167,17 @@ def _run(at: Context) -> int:
     turn = 0 if at.first else 1 if at.leader else 2
     for _ in range(turn):
         loop.barrier()
-    tokenizer = load_tokenizer(at.job, at.inputs)
+    tokenizer = _unless_stopped(at, lambda: load_tokenizer(at.job, at.inputs))
     for _ in range(2 - turn):
         loop.barrier()
-    data = load_dataset(at.job, at.inputs, tokenizer)
+    data = _unless_stopped(at, lambda: load_dataset(at.job, at.inputs, tokenizer))
     emit_data(at, data)
     _agree_to_go_on(at)
     parts = {**at.job.fingerprint_parts(), "data.sha256": data.sha256}
     # A dry run measures from the first step, whatever an earlier job has left.
     found = None if at.job.train.dry_run_steps else newest_agreed(at.checkpoints, parts, at.leader, at.rank)
     _agree_to_go_on(at)
-    model = load_base(at.job, at.inputs, at.device)
+    model = _unless_stopped(at, lambda: load_base(at.job, at.inputs, at.device))
     _agree_to_go_on(at)
     baseline = None
     if at.first:
@@ -317,10 +318,13 @@ def _finish(
         predictions = prediction_rows(
             judged_rows(at.job, data), baseline["answers"] if baseline else None, answers
         )
-        path = write_artifact(
-            at.outputs, at.work, model, tokenizer, at.job, at.inputs / "job.json", metrics, predictions
-        )
-        at.emit("done", **figures, artifact=path.name, files=list_files(at.outputs, path.rglob("*")))
+
+        def written() -> list[dict[str, Any]]:
+            job_file = at.inputs / "job.json"
+            path = write_artifact(at.outputs, at.work, model, tokenizer, at.job, job_file, metrics, predictions)
+            return list_files(at.outputs, path.rglob("*"))
+
+        at.emit("done", **figures, artifact="artifact", files=_unless_stopped(at, written))
     barrier()
     if at.leader:
         shutil.rmtree(at.work, ignore_errors=True)
@@ -361,6 +365,19 @@ def _agree_to_go_on(at: Context) -> None:
     _stop_for(at, at.stop.agreed())
 
 
+def _unless_stopped(at: Context, work: Callable[[], Found]) -> Found:
+    """What work() gives, for what may take minutes and loses nothing by being done again. Raises Stopped."""
+
+    def on_device() -> Found:
+        if at.device != "cpu":
+            import torch
+
+            torch.cuda.set_device(at.device)  # a thread has its own
+        return work()
+
+    return unless_stopped(on_device, lambda: _check_stop(at))
+
+
 def _check_stop(at: Context) -> None:
     """Between batches that rank 0 judges alone."""
     _stop_for(at, at.stop.reason())
@@ -384,4 +401,7 @@ def _silent(event: str, **fields: Any) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended = main()
+    if ended == PREEMPTED:
+        leave(ended)
+    sys.exit(ended)

@@ -10,13 +10,18 @@ from backends.azureml.azure import ARM_SCOPE, LOGIN, VAULT_SCOPE, Azure, workspa
 from backends.azureml.jobs import VAULT, VAULT_VERSION, scope_of
 from backends.azureml.rights import of_image, of_vault, unseen
 from backends.azureml.storage import Storage
+from backends.azureml.who import Who
 from backends.base import Plan, Problem, Site
 from launcher.errors import BackendError, CredentialsError, JobNotFoundError, UnreachableError
 
 VERSION = "2024-10-01"
 SUBSCRIPTIONS = "2022-12-01"
 PROVIDER = "providers/Microsoft.MachineLearningServices"
-CHAIN = "environment variables, workload identity, managed identity, Azure CLI, PowerShell, Azure Developer CLI"
+CLOSED_NETWORK = "(AuthorizationFailure)"
+"""A storage account's answer to an address that its firewall keeps out; a role that is missing has another name.
+https://learn.microsoft.com/troubleshoot/azure/azure-storage/blobs/authentication/storage-troubleshoot-403-errors
+(read 2026-11-30)
+"""
 QUOTA_PAGE = "https://ml.azure.com/quota"
 
 
@@ -26,14 +31,14 @@ class Account:
     def __init__(self, azure: Azure) -> None:
         self._azure = azure
         self._unsure: list[Problem] = []
-        self._who = ""
+        self._who: Who
 
     def problems(self, site: Site, plan: Plan | None) -> list[Problem]:
         """What would stop the job, each with the command that mends it; what can't be seen is a note."""
         try:
             self._who = self._azure.who()
         except CredentialsError as exc:
-            return [Problem(what=f"{exc.message}; tried: {CHAIN}", fix=LOGIN, kind="credentials")]
+            return [Problem(what=exc.message, fix=LOGIN, kind="credentials")]
         except UnreachableError as exc:
             return [Problem(what=exc.message, fix=exc.hint or "see the network", kind="unreachable")]
         scope = scope_of(site)
@@ -44,12 +49,15 @@ class Account:
         except BackendError as exc:
             self._unsure.append(unseen("the workspace", exc))
             workspace = {}
-        found = [*self._of_region(site, workspace), *self._of_datastore(site, scope)]
+        found = [*self._of_region(site, workspace), *self._of_datastore(site, scope, workspace)]
         if plan is not None:
             region = workspace.get("location") or site.get("region")
-            found += [*self._of_compute(plan, scope), *of_image(self._azure, plan), *self._of_secrets(plan, site)]
+            found += [*self._of_compute(plan, scope), *of_image(self._azure, plan)]
             if plan.job.secrets:
-                found += of_vault(self._azure, site, workspace)
+                vault = list(of_vault(self._azure, site, workspace))
+                found += vault
+                if all(problem.kind != "config" for problem in vault):  # no name to be asked for in vain
+                    found += self._of_secrets(plan, site)
             if region and "computeId" not in plan.request["job"]["properties"]:
                 found += self._of_size(plan, site.need("subscription"), str(region))
         return [*found, *self._unsure]
@@ -103,7 +111,7 @@ class Account:
                 fix=f"launch setup azureml --region {lies} (az ml workspace show --query location says it)",
             )
 
-    def _of_datastore(self, site: Site, scope: str) -> Iterator[Problem]:
+    def _of_datastore(self, site: Site, scope: str, workspace: Mapping[str, Any]) -> Iterator[Problem]:
         name = site.get("datastore") or places.DEFAULT_DATASTORE
         try:
             for _ in Storage(self._azure, workspace_path(scope), name).keys("finelaunch/none/"):
@@ -116,19 +124,31 @@ class Account:
         except CredentialsError as exc:
             yield Problem(
                 what=f"datastore {name} can't be reached: its key or signature is not accepted ({exc.message})",
-                fix=f"az ml datastore update --name {name} with a valid key, or give yourself the role "
-                "Storage Blob Data Contributor on its storage account",
+                fix=f"az ml datastore update --name {name} with a valid key, or {self._grant(name, workspace)}",
                 kind="credentials",
             )
         except UnreachableError as exc:
             self._unsure.append(unseen(f"datastore {name}", exc))
         except BackendError as exc:
+            closed = CLOSED_NETWORK in exc.message
             yield Problem(
-                what=f"you ({self._who}) may not read datastore {name}: {exc.message}",
-                fix="az role assignment create --role 'Storage Blob Data Contributor' --assignee YOU --scope "
-                "STORAGE_ACCOUNT_ID; launch setup azureml --advice shows it whole",
+                what=f"datastore {name}: its storage account does not take this machine's address"
+                if closed
+                else f"you ({self._who}) may not read datastore {name}: {exc.message}",
+                fix=f"az storage account network-rule add --account-name {_storage(name, workspace)[1]} "
+                "--ip-address YOUR_ADDRESS"
+                if closed
+                else self._grant(name, workspace),
                 kind="credentials",
             )
+
+    def _grant(self, datastore: str, workspace: Mapping[str, Any]) -> str:
+        """The command that lets whoever is signed in read and write a datastore's blobs."""
+        me = self._who.object_id or '"$(az ad signed-in-user show --query id -o tsv)"'
+        return (
+            f"az role assignment create --role 'Storage Blob Data Contributor' --assignee {me} "
+            f"--scope {_storage(datastore, workspace)[0]}"
+        )
 
     def _of_compute(self, plan: Plan, scope: str) -> Iterator[Problem]:
         """The named compute of the job, where it has one."""
@@ -197,18 +217,8 @@ class Account:
                 fix=f"az ml compute list-sizes --location {region} shows which are; or --set resources.spot=false",
                 kind="quota",
             )
-        family, needed = str(one.get("family")), int(one.get("vCPUs") or 0) * plan.job.resources.nodes
-        usage = next((u for u in usages if _is_usage(u, family, spot)), None)
-        if usage is not None and usage["limit"] >= 0 and usage["limit"] - usage["currentValue"] < needed:
-            name, fatal = usage["name"].get("localizedValue") or family, usage["limit"] < needed
-            yield Problem(
-                what=f"Azure ML's quota {name!r} has {usage['limit'] - usage['currentValue']} of {usage['limit']} "
-                f"vCPUs left in {region}, and the job needs {needed}{'' if fatal else ': it will wait'}",
-                fatal=fatal,
-                fix=f"az ml compute list-usage --location {region} shows it; {QUOTA_PAGE}, Request quota (Azure "
-                "Machine Learning's own; virtual machines' is another)",
-                kind="quota",
-            )
+        needed = int(one.get("vCPUs") or 0) * plan.job.resources.nodes
+        yield from _of_quota(usages, str(one.get("family")), needed, spot, region)
 
     def _of_secrets(self, plan: Plan, site: Site) -> Iterator[Problem]:
         vault = site.get("key_vault")
@@ -244,12 +254,44 @@ class Account:
             return {}
 
 
+def _of_quota(
+    usages: list[dict[str, Any]], family: str, needed: int, spot: bool, region: str
+) -> Iterator[Problem]:
+    """Is there Azure ML quota for `needed` vCPUs more? Of what may not be seen nothing is said."""
+    usage = next((u for u in usages if _is_usage(u, family, spot)), None)
+    fix = (
+        f"az ml compute list-usage --location {region} shows it; {QUOTA_PAGE}, Request quota (Azure Machine "
+        "Learning's own; virtual machines' is another)"
+    )
+    if usages and usage is None:
+        kind = "low-priority cores" if spot else family
+        what = f"Azure ML lists no quota for {kind} in {region}: it may be none at all"
+        yield Problem(what=what, fix=fix, fatal=False, kind="quota")
+    if usage is not None and usage["limit"] >= 0 and usage["limit"] - usage["currentValue"] < needed:
+        name, fatal = usage["name"].get("localizedValue") or family, usage["limit"] < needed
+        yield Problem(
+            what=f"Azure ML's quota {name!r} has {usage['limit'] - usage['currentValue']} of {usage['limit']} "
+            f"vCPUs left in {region}, and the job needs {needed}{'' if fatal else ': it will wait'}",
+            fatal=fatal,
+            fix=fix,
+            kind="quota",
+        )
+
+
 def _is_usage(usage: Mapping[str, Any], family: str, spot: bool) -> bool:
     """Is it the row of this family, or with spot the region's one row of low-priority cores?"""
     name = usage.get("name") or {}
     if spot:
         return "low priority" in str(name.get("localizedValue")).lower()
     return str(name.get("value")).lower() == family.lower()
+
+
+def _storage(datastore: str, workspace: Mapping[str, Any]) -> tuple[str, str]:
+    """(ARM id, name) of the storage account behind a datastore, where the workspace tells."""
+    told = str(workspace.get("properties", {}).get("storageAccount") or "")
+    if told and datastore == places.DEFAULT_DATASTORE:
+        return told, told.rpartition("/")[2]
+    return "STORAGE_ACCOUNT_ID", "STORAGE_ACCOUNT"
 
 
 def _group(space: Mapping[str, Any]) -> str:

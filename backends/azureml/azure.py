@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from backends.azureml.who import Who, tried, who
 from launcher.errors import (
     BackendError,
     BackendNotInstalledError,
@@ -74,12 +75,12 @@ class Azure:
                 self._credential = DefaultAzureCredential()
         return self._credential
 
-    def who(self) -> str:
-        """The credential of the chain that answers. Raises CredentialsError."""
+    def who(self) -> Who:
+        """As whom it asks, and which credential of the chain answers. Raises CredentialsError."""
         with self.errors("signing in to Azure"):
-            self.credential.get_token(ARM_SCOPE)
+            token = self.credential.get_token(ARM_SCOPE).token
         found = getattr(self.credential, "_successful_credential", None)
-        return type(found or self.credential).__name__
+        return who(type(found or self.credential).__name__, token)
 
     def call(
         self, method: str, url: str, doing: str, *, version: str | None = None, body: Any = None,
@@ -110,20 +111,19 @@ class Azure:
                 raise BackendError(f"{doing}: the list goes on at another host", "report this")
             page = self.call("GET", following, doing)
 
-    def bytes_from(self, url: str, start: int, most: int, doing: str) -> tuple[bytes, int | None]:
-        """(bytes of a signed URL from `start` on, None); at its end (b"", its length). No token is sent."""
+    def bytes_from(self, url: str, start: int, most: int, doing: str) -> bytes:
+        """`most` bytes of a signed URL from `start` on, fewer at its end. No token is sent."""
         if urlsplit(url).scheme != "https":
             raise BackendError(
                 f"{doing}: Azure names an address without TLS", "see the workspace's storage account"
             )
         headers = {"Range": f"bytes={start}-{start + most - 1}", "x-ms-version": "2021-08-06"}
         answer = self._send("GET", url, doing, None, None, None, None, headers, allowed=(416,))
-        if answer.status_code == 416:
-            total = answer.headers.get("Content-Range", "").rpartition("/")[2]
-            return b"", int(total) if total.isdecimal() else None
+        if answer.status_code == 416:  # there is nothing behind `start`
+            return b""
         content: bytes = answer.content
         # A server that ignores the range sends everything.
-        return (content if answer.status_code == 206 else content[start : start + most]), None
+        return content if answer.status_code == 206 else content[start : start + most]
 
     def has_image(self, registry: str, repository: str, reference: str, doing: str) -> bool:
         """Is it in this registry of Azure's (NAME.azurecr.io)? https://azure.github.io/acr/AAD-OAuth.html"""
@@ -225,10 +225,10 @@ def in_words(exc: Exception, doing: str) -> LaunchError | None:
     if isinstance(exc, e.ClientAuthenticationError):
         if _names_no_network(said):
             return UnreachableError(
-                f"{doing}: Azure's sign-in can't be reached: {said}",
+                f"{doing}: Azure's sign-in can't be reached: {tried(said)}",
                 "see the network, then the same command again",
             )
-        return CredentialsError(f"{doing}: nobody is signed in to Azure: {said}", LOGIN)
+        return CredentialsError(f"{doing}: nobody is signed in to Azure: {tried(said)}", LOGIN)
     if isinstance(exc, e.AzureError):
         return BackendError(f"{doing}: {said}", "launch doctor; --debug shows where")
     return None

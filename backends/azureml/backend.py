@@ -107,6 +107,11 @@ class AzureMLBackend(AzureMLJobs):
             return []
         return Account(self._azure).problems(site, plan)
 
+    def signed_in(self, site: Site) -> str:
+        who, subscription = self._azure.who(), site.get("subscription")
+        places = (("tenant", who.tenant), ("subscription", subscription))
+        return ", ".join([str(who), *(f"{what} {value}" for what, value in places if value)])
+
     def find_facts(self, known: Mapping[str, str]) -> Mapping[str, Sequence[str]]:
         return Account(self._azure).facts(known)
 

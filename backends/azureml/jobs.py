@@ -158,9 +158,10 @@ class AzureMLJobs:
         return ref if self._look(ref) is not None else None
 
     def discover(self, site: Site, region: str | None = None) -> Iterable[JobRef]:
-        scope = scope_of(site)
-        for job in self._tagged(scope, JOB_TAG):
-            yield JobRef(self.name, scope, job["name"])
+        here = region is None or region == site.get("region")
+        for scope in [scope_of(site)] if here else self._workspaces(site, str(region)):
+            for job in self._tagged(scope, JOB_TAG):
+                yield JobRef(self.name, scope, job["name"])
 
     def recorded(self, ref: JobRef) -> Mapping[str, Any]:
         return self._storage_of(ref, self._get(ref)).record(ref.id)
@@ -292,6 +293,12 @@ class AzureMLJobs:
         if tags.get(LINEAGE_TAG) != ref.id:
             return [job]
         return [job, *(j for j in self._tagged(ref.scope, LINEAGE_TAG) if _tag(j, LINEAGE_TAG) == ref.id)]
+
+    def _workspaces(self, site: Site, region: str) -> list[str]:
+        """The subscription's workspaces in a region, as scopes: a workspace has one region."""
+        url = f"/subscriptions/{site.need('subscription')}/providers/Microsoft.MachineLearningServices/workspaces"
+        found = self._azure.pages(url, "listing workspaces", "2024-10-01")
+        return [_scope(space["id"]) for space in found if space.get("location") == region]
 
     def _tagged(self, scope: str, tag: str) -> Iterator[dict[str, Any]]:
         """The workspace's jobs that have the tag. https://learn.microsoft.com/rest/api/azureml/jobs/list"""

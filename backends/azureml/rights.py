@@ -59,7 +59,7 @@ def of_image(azure: Azure, plan: Plan) -> Iterator[Problem]:
 
 
 def of_vault(azure: Azure, site: Site, workspace: Mapping[str, Any]) -> Iterator[Problem]:
-    """May the jobs' managed identity read the values that are in the key vault?"""
+    """May the jobs' managed identity read the values that are in the key vault? kind config: there is no vault."""
     client, name, subscription = site.get("identity"), site.get("key_vault"), site.need("subscription")
     if client is None or name is None:
         return
@@ -77,7 +77,6 @@ def of_vault(azure: Azure, site: Site, workspace: Mapping[str, Any]) -> Iterator
             yield Problem(
                 what=f"there is no Key Vault {name} in the subscription",
                 fix="az keyvault list --query '[].name', then launch setup azureml --key-vault NAME",
-                kind="credentials",
             )
             return
         fix = _missing_right(azure, vault, principal)

@@ -10,15 +10,12 @@ from typing import Any
 
 from backends.base import Plan, Problem, Site
 from backends.sagemaker.aws import LOGIN, Aws
+from backends.sagemaker.images import PARTS
 from backends.sagemaker.machines import types_of
-from backends.sagemaker.policies import SERVICE, trust
+from backends.sagemaker.policies import SERVICE, tag_command, trust
 from launcher.errors import BackendError, CredentialsError, JobNotFoundError, LaunchError, UnreachableError
 
 QUOTA_PAGE = "https://{region}.console.aws.amazon.com/servicequotas/home/services/sagemaker/quotas/{code}"
-ECR_IMAGE = re.compile(
-    r"(?P<account>\d{12})\.dkr[.-]ecr[.-](?P<region>[a-z0-9-]+)\.[^/]+/(?P<name>[^@:]+)"
-    r"(?::(?P<tag>[\w.-]+))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
-)
 CHAIN = "the environment, AWS_PROFILE or the default profile, SSO, this machine's own role"
 
 
@@ -48,23 +45,43 @@ class Account:
             found += [*self._of_quota(plan), *self._of_image(plan), *self._of_secrets(plan, site)]
         return [*found, *self._unsure]
 
+    def signed_in(self) -> str:
+        """Who, and which credential of the chain answered. Raises CredentialsError."""
+        caller = self._aws.call("sts", "get_caller_identity", "asking AWS who you are", expects="Arn")
+        return f"{caller['Arn']} (by {self._aws.provider()})"
+
     def facts(self) -> dict[str, list[str]]:
-        """Roles that SageMaker may take on, and buckets of this region; what sounds like training comes first."""
+        """Roles that SageMaker may take on, and buckets of this region; what sounds like training comes first.
+
+        Where one may not be listed, what there is of the other; raises what AWS says where neither may be.
+        """
         self._aws.call("sts", "get_caller_identity", "asking AWS who you are")
+        found: dict[str, list[str]] = {"region": [self._aws.region]}
+        refused: list[LaunchError] = []
+        for fact, look in (("role", self._roles), ("bucket", self._buckets)):
+            try:
+                found[fact] = look()
+            except UnreachableError:
+                raise
+            except BackendError as exc:
+                refused.append(exc)
+        if len(found) == 1:
+            raise refused[0]
+        return found
+
+    def _roles(self) -> list[str]:
         roles = [
             role["Arn"]
             for page in self._aws.pages("iam", "list_roles", "listing roles")
             for role in page["Roles"]
             if _trusts(role.get("AssumeRolePolicyDocument"))
         ]
+        return sorted(roles, key=lambda arn: (not re.search("finelaunch|train", arn, re.I), arn))
+
+    def _buckets(self) -> list[str]:
         names = [b["Name"] for b in self._aws.call("s3", "list_buckets", "listing buckets").get("Buckets", ())]
         likely = sorted(names, key=lambda name: (not re.search("finelaunch|sagemaker|train", name), name))
-        here = [name for name in likely[:20] if self._region_of(name) == self._aws.region]
-        return {
-            "region": [self._aws.region],
-            "role": sorted(roles, key=lambda arn: (not re.search("finelaunch|train", arn, re.I), arn)),
-            "bucket": here,
-        }
+        return [name for name in likely[:20] if self._region_of(name) == self._aws.region]
 
     def _of_role(self, arn: str, caller: str) -> Iterator[Problem]:
         name = arn.rpartition("/")[2]
@@ -126,7 +143,7 @@ class Account:
 
     def _of_image(self, plan: Plan) -> Iterator[Problem]:
         image = plan.request["AlgorithmSpecification"].get("TrainingImage", "")
-        match = ECR_IMAGE.fullmatch(image)
+        match = PARTS.fullmatch(image)
         if match is None:
             return
         if match["region"] != self._aws.region:
@@ -153,10 +170,14 @@ class Account:
                     fix=f"launch secrets put {name} --backend sagemaker",
                     kind="credentials",
                 )
-            elif secret and not self._may(site.need("role"), "secretsmanager:GetSecretValue", secret["ARN"], {}):
+                continue
+            # The simulator does not know a secret's tags: a policy that asks for one denies without.
+            tags = {f"secretsmanager:ResourceTag/{t['Key']}": t["Value"] for t in secret.get("Tags") or ()}
+            if secret and not self._may(site.need("role"), "secretsmanager:GetSecretValue", secret["ARN"], tags):
                 yield Problem(
                     what=f"role {site.need('role')} may not read the secret {name}",
-                    fix="launch setup sagemaker --advice prints the policy that it needs",
+                    fix=f"{tag_command(name, self._aws.region)}   (where the role has the policy that "
+                    "launch setup sagemaker --advice prints)",
                     kind="credentials",
                 )
 

@@ -28,6 +28,20 @@ EXPIRED = frozenset(
     )
 )  # fmt: skip
 DENIED = frozenset(("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403", "Forbidden"))
+PROVIDERS = {
+    "env": "AWS_ACCESS_KEY_ID in the environment",
+    "assume-role": "a role of the profile",
+    "assume-role-with-web-identity": "a web identity token (AWS_WEB_IDENTITY_TOKEN_FILE)",
+    "sso": "single sign-on",
+    "login": "aws login",
+    "custom-process": "the profile's credential_process",
+    "shared-credentials-file": "the credentials file",
+    "config-file": "the config file",
+    "container-role": "the role of this container",
+    "iam-role": "the role of this machine (instance metadata)",
+}
+"""What botocore calls each provider of its chain (botocore 1.44.8), in words; the order is the chain's."""
+OF_A_PROFILE = ("assume-role", "sso", "login", "custom-process", "shared-credentials-file", "config-file")
 BUSY = frozenset(
     (
         "Throttling", "ThrottlingException", "ThrottledException", "RequestLimitExceeded", "RequestThrottled",
@@ -92,6 +106,16 @@ class Aws:
                 self._clients.clear()
             raise found from exc
 
+    def provider(self) -> str:
+        """Which credential of the chain answers, in words. Raises CredentialsError when none does."""
+        session = self._session()
+        with self.errors("looking for your AWS credentials"):
+            found = session.get_credentials()
+        if found is None:
+            raise CredentialsError("no AWS credentials can be used: there are none", LOGIN)
+        words = PROVIDERS.get(found.method, found.method)
+        return f"{words}, profile {session.profile_name}" if found.method in OF_A_PROFILE else words
+
     def is_plain_http(self, service: str) -> bool:
         """True when requests would leave this machine without TLS (an endpoint that the user has overridden)."""
         from urllib.parse import urlsplit
@@ -100,19 +124,25 @@ class Aws:
         local = url.hostname in ("127.0.0.1", "localhost", "::1")
         return url.scheme == "http" and not local
 
-    def _make(self, service: str) -> Any:
+    def _session(self) -> Any:
+        """A session of its own: boto3's default one is shared by threads and remembers old credentials."""
         try:
             import boto3
-            from botocore.config import Config
         except ModuleNotFoundError as exc:
             raise _not_installed() from exc
+        with self.errors("reading your AWS profile"):
+            return boto3.Session(region_name=self.region)
+
+    def _make(self, service: str) -> Any:
+        session = self._session()
+        from botocore.config import Config
+
         config = Config(
             retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
             connect_timeout=CONNECT_S, read_timeout=READ_S, user_agent_extra="finelaunch",
         )  # fmt: skip
         with self.errors(f"preparing to call {service}"):
-            # A session of its own: boto3's default one is shared by threads and remembers old credentials.
-            return boto3.Session(region_name=self.region).client(service, config=config)
+            return session.client(service, config=config)
 
 
 def usual_region() -> str:
@@ -151,6 +181,15 @@ def is_missing(exc: BaseException) -> bool:
         and getattr(exc, "operation_name", None) in OF_A_JOB
         and ("not found" in text or "could not find" in text)
     )
+
+
+def is_refusal(exc: BaseException) -> bool:
+    """Has AWS surely refused it? Not where an earlier try, whose answer was lost, may have been heard."""
+    response = getattr(exc, "response", None)
+    if not isinstance(response, dict) or code_of(exc) in BUSY | EXPIRED:
+        return False
+    meta = response.get("ResponseMetadata", {})
+    return meta.get("RetryAttempts", 1) == 0 and 400 <= int(meta.get("HTTPStatusCode") or 0) < 500
 
 
 def in_words(exc: Exception, doing: str, region: str) -> LaunchError | None:

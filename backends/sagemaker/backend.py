@@ -103,6 +103,9 @@ class SageMakerBackend(SageMakerJobs):
         region = site.get("region") if plan is None else region_of(plan.job, site)
         return Account(self._aws(region)).problems(site, plan) if region else []
 
+    def signed_in(self, site: Site) -> str:
+        return Account(self._aws(site.get("region") or usual_region())).signed_in()
+
     def find_facts(self, known: Mapping[str, str]) -> Mapping[str, Sequence[str]]:
         return Account(self._aws(known.get("region") or usual_region())).facts()
 
@@ -201,7 +204,7 @@ def _refuse_impossible(job: JobSpec) -> None:
     if pending is not None and not wanted.spot and pending * 3600 < LEAST_PENDING_S:
         raise UnsupportedError(
             "resources.max_wait_hours: SageMaker waits half an hour at least, where it waits",
-            "--set resources.max_wait_hours=0.5, or leave it out: then the job fails where there is no capacity",
+            "--set resources.max_wait_hours=0.5, or leave it out: then SageMaker alone says how long",
         )
 
 
@@ -336,7 +339,7 @@ def _capacity_in_words(request: Mapping[str, Any]) -> str:
         return f"reserved: {resources['TrainingPlanArn']}"
     if pending := times.get("MaxPendingTimeInSeconds"):
         return f"on demand: waits {pending / 3600:g} h at most"
-    return "on demand: fails when there is none"
+    return "on demand: waits as long as SageMaker sees fit; resources.max_wait_hours sets a limit"
 
 
 def _assumptions(plan: Plan) -> Iterator[str]:

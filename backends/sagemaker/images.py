@@ -79,6 +79,11 @@ ECR = re.compile(r"\d{12}\.dkr[.-]ecr[.-][^/]+/.+|public\.ecr\.aws/.+")
 """Registries that SageMaker pulls from by itself; every other one it reaches through the job's VPC only.
 https://docs.aws.amazon.com/sagemaker/latest/dg/docker-containers-adapt-your-own-private-registry.html
 """
+PARTS = re.compile(
+    r"(?P<account>\d{12})\.dkr[.-]ecr[.-](?P<region>[a-z0-9-]+)\.[^/]+/(?P<name>[^@:]+)"
+    r"(?::(?P<tag>[\w.-]+))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
+)
+"""An image in an account's registry."""
 
 
 def reference(region: str, field: str) -> str:

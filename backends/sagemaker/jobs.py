@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from backends.base import Bundle, JobRef, JobStatus, LogLine, Plan, Progress, Site
-from backends.sagemaker.aws import Aws, code_of, is_missing
+from backends.sagemaker.aws import Aws, code_of, is_missing, is_refusal
 from backends.sagemaker.logs import LogReader
 from backends.sagemaker.places import BUNDLE_TAG, JOB_TAG, LINEAGE_TAG, output_key
+from backends.sagemaker.policies import SECRET_TAG
 from backends.sagemaker.states import status_of
 from backends.sagemaker.storage import Storage
 from backends.storage import ROOT
-from launcher.errors import ConfigError, JobNotFoundError
+from launcher.errors import ConfigError, JobNotFoundError, LaunchError
 from launcher.spec import JobSpec
 
-STORED_TAG = "finelaunch:secret"
 CONSOLE = "https://{region}.console.aws.amazon.com/sagemaker/home?region={region}#/jobs/{name}"
 
 
@@ -45,6 +47,9 @@ class SageMakerJobs:
                 # The answer to an earlier try of this very request was lost, or this is its repetition.
                 if code_of(exc) == "ResourceInUse" and self._is_ours(ref, plan.bundle.sha256):
                     return ref
+                if is_refusal(exc) and self.find(plan.site, plan.token, region) is None:
+                    with contextlib.suppress(LaunchError):  # what stays is swept later
+                        self._storage(plan.job, plan.site).withdraw(plan.bundle.sha256, plan.token)
                 raise
         return ref
 
@@ -91,6 +96,10 @@ class SageMakerJobs:
         # The job itself goes last: a removal that was interrupted can be repeated.
         self._aws(ref.scope).call("sagemaker", "delete_training_job", f"removing {ref.id}", TrainingJobName=ref.id)
 
+    def sweep(self, site: Site, before: datetime) -> int:
+        storage = Storage(self._aws(site.need("region")), site.need("bucket"), site.get("kms_key"))
+        return storage.sweep(before, lambda token: self.find(site, token) is not None)
+
     def find(self, site: Site, token: str, region: str | None = None) -> JobRef | None:
         ref = JobRef(self.name, region or site.need("region"), token)
         try:
@@ -122,11 +131,11 @@ class SageMakerJobs:
             )
         with aws.errors(f"storing {name} in Secrets Manager"):
             client = aws.client("secretsmanager")
-            tags = [{"Key": STORED_TAG, "Value": name}]
+            tags = [{"Key": SECRET_TAG, "Value": name}]
             try:
                 client.create_secret(Name=name, SecretString=value, Tags=tags)
             except client.exceptions.ResourceExistsException:
-                if {"Key": STORED_TAG, "Value": name} not in client.describe_secret(SecretId=name).get("Tags", ()):
+                if {"Key": SECRET_TAG, "Value": name} not in client.describe_secret(SecretId=name).get("Tags", ()):
                     raise _not_ours(name, region) from None
                 client.put_secret_value(SecretId=name, SecretString=value)
         return f"Secrets Manager in {region}, {name}"
@@ -188,7 +197,7 @@ class SageMakerJobs:
 
 
 def _not_ours(name: str, region: str) -> ConfigError:
-    tag = f"Key={STORED_TAG},Value={name}"
+    tag = f"Key={SECRET_TAG},Value={name}"
     return ConfigError(
         f"Secrets Manager in {region} has a secret {name} that launch did not put there: it stays as it is",
         "a job reads it as it is; to let launch replace its value: aws secretsmanager tag-resource "

@@ -6,10 +6,11 @@ https://docs.aws.amazon.com/sagemaker/latest/APIReference/API_DescribeTrainingJo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from backends.base import JobState, JobStatus
+from backends.base import JobState, JobStatus, Wait
+from backends.sagemaker.machines import types_of
 
 SECONDARY: dict[str, JobState] = {
     "Starting": JobState.STARTING,
@@ -47,10 +48,17 @@ WORDS = {
     "Uploading": "uploading the output",
     "Stopping": "stopping: it has two minutes to checkpoint",
 }
+WITHOUT_MACHINE = frozenset(
+    ("Starting", "Pending", "LaunchingMLInstances", "PreparingTrainingStack", "Interrupted", "Restarting")
+)
 ENDED_EARLY = {
     "MaxRuntimeExceeded": "it ran into its hard stop (MaxRuntimeInSeconds); launch resume goes on",
-    "MaxWaitTimeExceeded": "no spot capacity came in time (MaxWaitTimeInSeconds)",
+    "MaxWaitTimeExceeded": "no capacity came in time (resources.max_wait_hours); launch resume asks again",
 }
+NO_CAPACITY = "CapacityError"
+"""What FailureReason begins with where no machine could be had.
+https://docs.aws.amazon.com/batch/latest/userguide/sm_job_stuck_in_runnable_capacity.html (read 2026-11-30)
+"""
 STOPPED_ITSELF = 143
 """The entrypoint's exit status when it has checkpointed at its deadline."""
 ALGORITHM_ERROR = re.compile(r"^AlgorithmError: (?P<text>.*?)(?:,? exit code: (?P<code>-?\d+))?$", re.S)
@@ -60,6 +68,9 @@ def status_of(job: Mapping[str, Any], url: str) -> JobStatus:
     """What DescribeTrainingJob says, as a JobStatus."""
     primary, secondary = job["TrainingJobStatus"], job.get("SecondaryStatus") or "Starting"
     state = PRIMARY.get(primary) or SECONDARY.get(secondary, JobState.UNKNOWN)
+    if primary == "Stopped" and (_waited_in_vain(job) or state == JobState.UNKNOWN):
+        # Over, though nobody cancelled it, and perhaps in a word that this version does not know.
+        state, secondary = JobState.FAILED, "MaxWaitTimeExceeded" if _waited_in_vain(job) else secondary
     transitions: Sequence[Mapping[str, Any]] = job.get("SecondaryStatusTransitions") or ()
     return JobStatus(
         state=state,
@@ -71,7 +82,49 @@ def status_of(job: Mapping[str, Any], url: str) -> JobStatus:
         url=url,
         billable_s=job.get("BillableTimeInSeconds"),
         machine=(job.get("ResourceConfig") or {}).get("SelectedInstanceType"),
+        tries=tries(job),
+        waits=tuple(waits(transitions)),
     )
+
+
+def tries(job: Mapping[str, Any]) -> dict[str, str]:
+    """What became of each machine that was asked for, in this order.
+
+    SageMaker tells the one that it selected, and that it takes the first in the list that has capacity: so those
+    before it had none. Of single tries it tells no times.
+    https://docs.aws.amazon.com/sagemaker/latest/dg/train-instance-preferences.html (read 2026-11-30)
+    """
+    resources = job.get("ResourceConfig") or {}
+    asked = [] if resources.get("InstanceGroups") else types_of(resources)  # groups: all of them, or none
+    given = resources.get("SelectedInstanceType")
+    if given is None and job.get("TrainingStartTime") and len(asked) == 1:
+        given = asked[0]
+    if given in asked:
+        at = asked.index(given)
+        return {
+            name: "given" if i == at else "no capacity" if i < at else "not needed" for i, name in enumerate(asked)
+        }
+    if str(job.get("FailureReason") or "").startswith(NO_CAPACITY) or _waited_in_vain(job):
+        return dict.fromkeys(asked, "no capacity")
+    over = job["TrainingJobStatus"] in ("Completed", "Failed", "Stopped")
+    return dict.fromkeys(asked, "not given" if over else "asked for")
+
+
+def waits(transitions: Sequence[Mapping[str, Any]]) -> Iterator[Wait]:
+    """Every time without a machine; SageMaker keeps the last of its messages only."""
+    for found in transitions:
+        if found["Status"] in WITHOUT_MACHINE and "StartTime" in found:
+            said = str(found.get("StatusMessage") or WORDS.get(found["Status"], found["Status"]))
+            yield Wait(since=found["StartTime"], until=found.get("EndTime"), said=said)
+
+
+def _waited_in_vain(job: Mapping[str, Any]) -> bool:
+    """Did SageMaker end it for MaxPendingTimeInSeconds? Stopped, and it never had a machine."""
+    most = (job.get("StoppingCondition") or {}).get("MaxPendingTimeInSeconds")
+    if job["TrainingJobStatus"] != "Stopped" or most is None or job.get("TrainingStartTime"):
+        return False
+    ended = job.get("TrainingEndTime") or job.get("LastModifiedTime")
+    return bool(ended and job.get("CreationTime") and (ended - job["CreationTime"]).total_seconds() >= most)
 
 
 def interruptions(transitions: Sequence[Mapping[str, Any]]) -> int:
@@ -96,7 +149,10 @@ def _reason(state: JobState, secondary: str, failure: str | None) -> str | None:
     if state != JobState.FAILED:
         return None
     if not failure:
-        return "failed; see the log"
+        known = secondary in ("Failed", "Stopped")
+        return "failed; see the log" if known else f"SageMaker ended it: {secondary}"
+    if failure.startswith(NO_CAPACITY):
+        return f"{failure.strip()} resources.fallback names others, resources.max_wait_hours waits"
     match = ALGORITHM_ERROR.match(failure.strip())
     if match is None:
         return failure.strip()

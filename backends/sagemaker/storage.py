@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
 from backends.base import BundleFile
 from backends.sagemaker.aws import Aws
-from backends.storage import LARGE, BundleStore, Count
+from backends.storage import LARGE, ROOT, BundleStore, Count
 from launcher.errors import BackendError, JobNotFoundError
 
 MOST_PARTS = 9000
@@ -54,6 +55,50 @@ class Storage(BundleStore):
         for page in self._aws.pages("s3", "list_objects_v2", doing, Bucket=self.bucket, Prefix=prefix):
             for item in page.get("Contents") or ():
                 yield item["Key"], item["Size"]
+
+    def dated(self, prefix: str) -> Iterator[tuple[str, datetime]]:
+        """(key, when it was last written) of every object below `prefix`."""
+        doing = self.doing("listing", prefix)
+        for page in self._aws.pages("s3", "list_objects_v2", doing, Bucket=self.bucket, Prefix=prefix):
+            yield from ((item["Key"], item["LastModified"]) for item in page.get("Contents") or ())
+
+    def drop_bundle(self, sha256: str, token: str) -> None:
+        super().drop_bundle(sha256, token)
+        if not any(True for _ in self.keys(f"{ROOT}/uses/{sha256}/")):
+            self.abort_uploads(f"{ROOT}/bundles/{sha256}/")
+
+    def abort_uploads(self, prefix: str, before: datetime | None = None) -> int:
+        """Give up uploads in parts below `prefix` that began before then, or all; how many. Parts cost money."""
+        found = [
+            upload
+            for page in self._uploads(prefix, self.doing("listing uploads of", prefix))
+            for upload in page.get("Uploads") or ()
+            if before is None or upload["Initiated"] < before
+        ]
+        for upload in found:
+            self._abort(upload["Key"], upload["UploadId"])
+        return len(found)
+
+    def sweep(self, before: datetime, is_job: Callable[[str], bool]) -> int:
+        """Remove uploads broken off, marks of what is no job, and bundles without a mark, all from before then."""
+        count = self.abort_uploads(f"{ROOT}/", before)
+        for key, written in list(self.dated(f"{ROOT}/uses/")):
+            sha256, _, token = key.removeprefix(f"{ROOT}/uses/").partition("/")
+            if written < before and not is_job(token):
+                self.withdraw(sha256, token)
+                count += 1
+        last: dict[str, datetime] = {}
+        for key, written in self.dated(f"{ROOT}/bundles/"):
+            sha256 = key.split("/")[2].removesuffix(".json")
+            last[sha256] = max(written, last.get(sha256, written))
+        used = {key.split("/")[2] for key, _ in self.keys(f"{ROOT}/uses/")}
+        unused = [sha256 for sha256, written in last.items() if written < before and sha256 not in used]
+        for sha256 in unused:
+            self.drop_bundle(sha256, "nobody")
+        return count + len(unused)
+
+    def _uploads(self, prefix: str, doing: str) -> Iterator[dict[str, Any]]:
+        return self._aws.pages("s3", "list_multipart_uploads", doing, Bucket=self.bucket, Prefix=prefix)
 
     def read_from(self, key: str, start: int) -> Iterator[bytes]:
         doing = self.doing("downloading", key)
@@ -111,7 +156,7 @@ class Storage(BundleStore):
     def _open_upload(self, key: str) -> tuple[str, Mapping[int, Mapping[str, Any]]]:
         """(id, part number -> part) of the upload that was broken off, or of a new one."""
         doing = self.doing("uploading", key)
-        for page in self._aws.pages("s3", "list_multipart_uploads", doing, Bucket=self.bucket, Prefix=key):
+        for page in self._uploads(key, doing):
             for upload in page.get("Uploads") or ():
                 if upload["Key"] == key and upload.get("ChecksumAlgorithm") == CHECKSUM:
                     asked = {"Bucket": self.bucket, "Key": key, "UploadId": upload["UploadId"]}

@@ -32,6 +32,8 @@ from train_entry.failure import FAILURE
 
 SEE_LOG = "To find out more about why your job exited"
 """With which Vertex ends the reason of a failure: a page's address, of the log that `launch logs` shows."""
+STOCKOUT, WAY_OUT = "Resources are insufficient", "resources.max_wait_hours waits longer for them (flex-start)"
+"""https://cloud.google.com/vertex-ai/docs/training/understanding-training-service (2026-11-30)"""
 CONSOLE = "https://console.cloud.google.com/agent-platform/locations/{region}/training/{number}?project={project}"
 WAITS_S = (1.0, 2.0, 4.0, 8.0)
 """Between two tries to create a job; in between it is looked for."""
@@ -289,7 +291,7 @@ class VertexJobs:
             raise
         except (LaunchError, ValueError, LookupError, TypeError):  # its words are enough
             return said
-        return " | ".join([said, *errors])
+        return " | ".join([said, *errors, *([WAY_OUT] if said.startswith(STOCKOUT) else [])])
 
     def _delete(self, google: Google, name: str, ref: JobRef) -> None:
         """Delete the job and wait for it: the REST client would look for the operation at another address."""

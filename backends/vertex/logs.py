@@ -22,6 +22,10 @@ from launcher.errors import ConfigError
 
 OVERLAP_S = 20
 PAGE = 1000
+PIECE_BYTES = 16 * 1024
+"""What a container's line is cut into on its way: a record of Docker's json-file log, whose form the entries have
+(`attrs.tag`, messages with the line's end), holds no more. An evaluation of many labels is longer.
+"""
 SERVICE = "service"
 """The task of what Vertex itself says."""
 DOING = "reading the job's log"
@@ -33,17 +37,23 @@ def lines(google: Google, number: str, since: datetime, cursor: str | None) -> I
     """The whole lines of job `number`, which was made at `since`, after `cursor`, in order of time."""
     newest, seen = _parse(cursor)
     start = newest - OVERLAP_S * BILLION if cursor else _nanoseconds(since.isoformat())
+    begun: dict[str, list[dict[str, Any]]] = {}
     for entry in _entries(google, number, start):
-        at, mark = _nanoseconds(entry["timestamp"]), _mark(entry["insertId"])
-        if mark in seen:
+        if _mark(entry["insertId"]) in seen:
             continue
+        task = entry.get("resource", {}).get("labels", {}).get("task_name") or SERVICE
+        if _is_piece(entry):  # no cursor stands behind it before the whole line was told
+            begun.setdefault(task, []).append(entry)
+            continue
+        pieces = [*begun.pop(task, ()), entry]
+        seen |= {_mark(piece["insertId"]): _nanoseconds(piece["timestamp"]) for piece in pieces}
+        at = _nanoseconds(entry["timestamp"])
         newest = max(newest, at)
-        seen[mark] = at
         if len(seen) > 1:
             seen = {m: t for m, t in seen.items() if t >= newest - OVERLAP_S * BILLION}
         yield LogLine(
-            text=text_of(entry).rstrip("\r\n").replace("\n", "\\n"),
-            source=entry.get("resource", {}).get("labels", {}).get("task_name") or SERVICE,
+            text="".join(map(text_of, pieces)).rstrip("\r\n").replace("\n", "\\n"),
+            source=task,
             cursor=json.dumps([newest, {m: newest - t for m, t in seen.items()}], separators=(",", ":")),
             time=datetime.fromtimestamp(at // BILLION, UTC) + timedelta(microseconds=at % BILLION // 1000),
         )
@@ -67,6 +77,12 @@ def last_errors(google: Google, number: str, since: datetime, count: int) -> lis
 def text_of(entry: Mapping[str, Any]) -> str:
     """What the process has said: Vertex's agent puts it into one of two fields."""
     return str(entry.get("jsonPayload", {}).get("message") or entry.get("textPayload") or "")
+
+
+def _is_piece(entry: Mapping[str, Any]) -> bool:
+    """Does the line go on in the task's next entry? Its last one ends with the line's end."""
+    said = str(entry.get("jsonPayload", {}).get("message") or "")
+    return not said.endswith("\n") and len(said.encode()) >= PIECE_BYTES
 
 
 def _entries(google: Google, number: str, start: int) -> Iterator[dict[str, Any]]:

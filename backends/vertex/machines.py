@@ -124,6 +124,7 @@ def offers(backend: str, wanted: Resources) -> Iterator[Offer]:
             nodes=wanted.nodes,
             gpu_memory_gib=family.memory_gib,
             spot=wanted.spot,
+            flex=wanted.max_wait_hours is not None,
             note=family.note if on_demand else None,
         )
 

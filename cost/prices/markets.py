@@ -23,6 +23,9 @@ class Market:
     fee_name: str = ""
     spot_floor: Decimal | None = None
     spot_note: str = ""
+    flex_floor: Decimal | None = None
+    """The same of a flexible start, which no list has: a share of the machine's own on-demand price."""
+    flex_note: str = ""
 
 
 VERTEX = Market(
@@ -30,10 +33,14 @@ VERTEX = Market(
     fee=Decimal("0.15"),
     fee_name="Vertex AI management fee (15 % of on demand)",
     spot_note="the fee is assumed not to fall with spot",
+    flex_floor=Decimal("0.4"),
+    flex_note="flex-start: no list has its price: unknown, at most the price on demand; a bill of 2025-08 for 8 "
+    "H100 was 49 % below it",
 )
 """A Vertex machine on demand costs Compute Engine's list price and 15 % more; on spot, flex-start and
 reservations the 15 % is still that of the on-demand price (H100: 1.4694826 of 9.79655057 dollars, a bill of
-2025-08; for spot the same is what Google documents for predictions).
+2025-08; for spot the same is what Google documents for predictions). That bill had 4.200761 dollars an hour for an
+H100 in flex-start, 0.43 of the list's; 8 of them came to 52.03 with the fee, on demand to 101.54.
 https://cloud.google.com/vertex-ai/pricing (2026-10-07)"""
 
 SAGEMAKER = Market(providers=("sagemaker",), spot_floor=Decimal("0.1"))

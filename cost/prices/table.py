@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from decimal import Decimal
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from cost.offers import Offer
 from cost.prices.files import EVERYWHERE, Quote, Row
@@ -29,16 +29,14 @@ _ByRegion = Mapping[str, Sequence[Row]]
 _Key = TypeVar("_Key")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Component:
+class Component(NamedTuple):
     """A part of a price, in US dollars an hour."""
 
     what: str
     hourly: Decimal
 
 
-@dataclass(frozen=True, kw_only=True)
-class Price:
+class Price(NamedTuple):  # made for every offer, and a dataclass takes three times as long to make
     """US dollars an hour for one machine, and where that stands.
 
     `hourly` is None where the vendor publishes none; it then lies between `low` and `high`. `provider`,
@@ -78,11 +76,13 @@ class Prices:
 
     def price(self, offer: Offer) -> Price | Unpriced:
         """What one of the offer's machines costs an hour; times `offer.nodes` for all of them."""
-        return self.lookup(offer.backend, offer.instance_type, offer.region, offer.spot, offer.gpus)
+        return self.lookup(
+            offer.backend, offer.instance_type, offer.region, offer.spot, offer.gpus, flex=offer.flex
+        )
 
     def lookup(
         self, backend: str, instance_type: str, region: str | None = None, spot: bool = False,
-        gpus: int | None = None,
+        gpus: int | None = None, *, flex: bool = False,
     ) -> Price | Unpriced:  # fmt: skip
         """The price of one machine of `backend`, or why there is none.
 
@@ -90,25 +90,24 @@ class Prices:
         (`gcp/us-central1`, `aws`). Without a region: the cheapest one that is known, named in the answer.
         `gpus`: how many the offer counts, where the same machine comes with more or fewer of them.
         """
-        place = _Place.parse(region) if backend == "skypilot" else _Place(region=region)
+        place = _Place.parse(region) if backend == "skypilot" else _Place.of(region)
         kind = self._kind(backend, instance_type)
-        rate = self.overlay.rate((backend,), instance_type, region, spot)
+        rate = None
+        if self.overlay.rates:
+            rate = self.overlay.rate((backend,), instance_type, region, spot)
         if backend == "local" and (rate is None or (rate.per_gpu and not gpus)):
             return _local(instance_type, spot)
         if rate:
             return _own(rate, backend, instance_type, region, gpus or next((r.gpus for r in _all(kind)), 0))
-        if why := self._no_list(backend, place):
-            return why
-        found = [
-            self.listed(row, backend, spot)
-            for row in _in_region(kind, place.region)
-            if place.cloud in (None, row.provider) and gpus in (None, 0, row.gpus)
-        ]
+        rows: Sequence[Row] = _in_region(kind, place.region)
+        if place.cloud is not None or gpus:
+            rows = [row for row in rows if place.cloud in (None, row.provider) and gpus in (None, 0, row.gpus)]
+        found = [self.listed(row, backend, spot, flex) for row in rows]
         if not found:
-            return _unknown(backend, instance_type, place, list(_all(kind)), gpus)
+            return self._no_list(backend, place) or _unknown(backend, instance_type, place, list(_all(kind)), gpus)
         cheapest = _cheapest(found)
         if isinstance(cheapest, Price) and backend == "skypilot" and place.cloud is None:
-            return replace(cheapest, note=_joined(cheapest.note, ANY_CLOUD))
+            return cheapest._replace(note=_joined(cheapest.note, ANY_CLOUD))
         return cheapest
 
     def dearest_place(self, offer: Offer) -> str | None:
@@ -146,13 +145,13 @@ class Prices:
 
     def _kind(self, backend: str, instance_type: str) -> _ByRegion:
         """The machines of that name, or with those GPUs, on the backend's market."""
-        gpu, colon, count = instance_type.casefold().rpartition(":")
+        name, providers = instance_type.casefold(), market(backend).providers
+        if len(providers) == 1:
+            return self._by_type.get((providers[0], name), {})
+        gpu, colon, count = name.rpartition(":")
         if colon and count.isdecimal() and backend == "skypilot":
             return self._by_gpu.get((gpu, int(count)), {})
-        providers = market(backend).providers
-        if len(providers) == 1:
-            return self._by_type.get((providers[0], instance_type.casefold()), {})
-        kinds = [self._by_type.get((provider, instance_type.casefold()), {}) for provider in providers]
+        kinds = [self._by_type.get((provider, name), {}) for provider in providers]
         return {region: rows for kind in kinds for region, rows in kind.items()}
 
     def rows_of(self, backend: str) -> Iterator[Row]:
@@ -160,15 +159,18 @@ class Prices:
         providers = market(backend).providers
         yield from sorted((row for row in self.rows if row.provider in providers), key=lambda row: row.key)
 
-    def listed(self, row: Row, backend: str, spot: bool) -> Price | Unpriced:
+    def listed(self, row: Row, backend: str, spot: bool, flex: bool = False) -> Price | Unpriced:
         """The price of one machine in one place, with the backend's fee and the user's rate or discount."""
-        names = (backend, row.provider) if backend == "skypilot" else (backend,)
-        if rate := self.overlay.rate(names, row.instance_type, row.region, spot):
-            return _own(rate, row.provider, row.instance_type, row.region, row.gpus)
-        discount = self.overlay.discount(names, row.instance_type, row.region, spot)
+        discount = None
+        if self.overlay.rates or self.overlay.discounts:
+            names = (backend, row.provider) if backend == "skypilot" else (backend,)
+            if rate := self.overlay.rate(names, row.instance_type, row.region, spot):
+                return _own(rate, row.provider, row.instance_type, row.region, row.gpus)
+            discount = self.overlay.discount(names, row.instance_type, row.region, spot)
         if spot:
             return _spot(row, market(backend), discount, self.listed(row, backend, False))
-        return _on_demand(row, market(backend), discount)
+        on_demand = _on_demand(row, market(backend), discount)
+        return _flexible(on_demand, market(backend)) if flex else on_demand
 
     @functools.cached_property
     def _by_tokens(self) -> frozenset[str]:
@@ -223,6 +225,13 @@ class _Place:
     region: str | None = None
 
     @classmethod
+    @functools.lru_cache(maxsize=1024)
+    def of(cls, region: str | None) -> _Place:
+        """A region of a backend that has one cloud."""
+        return cls(region=region)
+
+    @classmethod
+    @functools.lru_cache(maxsize=1024)
     def parse(cls, infra: str | None) -> _Place:
         """`aws/us-east-1`, `gcp`, `*/us-east-1`, `us-east-1` (a region alone has no slash and is no cloud)."""
         if infra is None:
@@ -248,14 +257,16 @@ def _all(kind: _ByRegion) -> Iterator[Row]:
         yield from rows
 
 
-def _in_region(kind: _ByRegion, region: str | None) -> Iterable[Row]:
+def _in_region(kind: _ByRegion, region: str | None) -> Sequence[Row]:
     if region is None:
-        return _all(kind)
+        return next(iter(kind.values())) if len(kind) == 1 else list(_all(kind))
     return (*kind.get(region, ()), *kind.get(EVERYWHERE, ()))
 
 
 def _cheapest(found: Sequence[Price | Unpriced]) -> Price | Unpriced:
     """The cheapest by the most that it can cost; the first reason where none has a price."""
+    if len(found) == 1:
+        return found[0]
     priced = [one for one in found if isinstance(one, Price)]
     return min(priced, key=lambda one: one.high) if priced else found[0]
 
@@ -267,12 +278,24 @@ def _on_demand(row: Row, of: Market, discount: Discount | None) -> Price | Unpri
     return _priced(row, quote, of, quote.hourly, quote.hourly, discount, spot=False)
 
 
+def _flexible(on_demand: Price | Unpriced, of: Market) -> Price | Unpriced:
+    """Below on demand by nobody knows how much; the fee stays.
+
+    Example: $10 and a fee of 1.50, at least 0.4 of the former: 5.50 to 11.50.
+    """
+    if isinstance(on_demand, Unpriced) or of.flex_floor is None:
+        return on_demand
+    machine = on_demand.components[0].hourly
+    low = on_demand.high - machine * (1 - of.flex_floor)
+    return on_demand._replace(hourly=None, low=low, note=_joined(on_demand.note, of.flex_note))
+
+
 def _spot(row: Row, of: Market, discount: Discount | None, on_demand: Price | Unpriced) -> Price | Unpriced:
     if of.spot_floor is not None:
         if isinstance(on_demand, Unpriced):
             return on_demand
         note = f"no spot price is published: 0-{100 * (1 - of.spot_floor):.0f} % below on demand, unknown"
-        return replace(on_demand, hourly=None, low=on_demand.high * of.spot_floor, spot=True, note=note)
+        return on_demand._replace(hourly=None, low=on_demand.high * of.spot_floor, spot=True, note=note)
     quote = row.spot
     if quote is None:
         return Unpriced(reason=f"no spot price of {row.instance_type} in {row.region} is known")
@@ -286,7 +309,7 @@ def _spot(row: Row, of: Market, discount: Discount | None, on_demand: Price | Un
             f"above on demand, {on_demand.high:.4f}: on demand is cheaper, or one of them is out of date",
             fix=f"launch prices refresh --source {refresh_source(row.provider)}",
         )
-    return replace(price, note=_joined(price.note, of.spot_note)) if of.spot_note else price
+    return price._replace(note=_joined(price.note, of.spot_note)) if of.spot_note else price
 
 
 def _priced(
@@ -303,7 +326,7 @@ def _priced(
         less = f"less {discount.percent:f} % ({discount.note or discount.where})"
         # What was negotiated is the machine's price: the backend's fee stays that of the list's.
         machine, *fees = components
-        components = (replace(machine, hourly=machine.hourly * discount.factor), *fees)
+        components = (machine._replace(hourly=machine.hourly * discount.factor), *fees)
         total, note = sum((one.hourly for one in components), Decimal(0)), f"{less}; {note}" if note else less
     return Price(
         hourly=total,

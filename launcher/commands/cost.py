@@ -45,11 +45,13 @@ def preview(
 
     Needs no credentials and no network. Unknown is a word, never 0.
     """
+    import gc
     from typing import cast
 
+    gc.disable()  # what a second's work makes stays to its end, and looking for garbage takes a tenth of it
     from cost.preview import Limits, Sort
     from cost.prices.files import latest_day
-    from launcher import costing, costjson, costview, screen
+    from launcher import costing, screen
     from launcher.home import home
     from launcher.load import load_job
 
@@ -65,8 +67,12 @@ def preview(
         progress(measure(options.make_client(), load_job(job_file, sets), folder, progress))
     found = costing.preview(job, folder, home(), backends, sort=cast(Sort, sort), limits=limits)
     if as_json:
+        from launcher import costjson
+
         screen.print_json(costjson.as_json(found))
         return
+    from launcher import costview
+
     console = screen.out()
     console.print(costview.view(found, console.width, latest_day(), everything), soft_wrap=False)
 

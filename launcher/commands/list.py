@@ -27,6 +27,7 @@ def command(everything: bool, discover: bool, backend: str | None, region: str |
     from launcher import screen
     from launcher.errors import ConfigError
     from launcher.outcome import describe
+    from launcher.site import current_user
 
     if region and not discover:
         raise ConfigError("--region says where --discover looks", f"launch list --discover --region {region} ...")
@@ -48,7 +49,7 @@ def command(everything: bool, discover: bool, backend: str | None, region: str |
         return
     shown = records if everything else records[:20]
     console = screen.out()
-    console.print(screen.jobs_table(shown, console.width, silent))
+    console.print(screen.jobs_table(shown, console.width, silent, current_user()))
     if len(shown) < len(records):
         screen.err().print(f"{len(records) - len(shown)} older ones: launch list --all", style="dim")
     for record in shown:

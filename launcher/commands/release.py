@@ -12,6 +12,7 @@ from launcher.commands import asking, options
 if TYPE_CHECKING:
     from datetime import timedelta
 
+    from launcher.client import Client
     from launcher.store import JobRecord
 
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
@@ -29,7 +30,8 @@ def command(
 ) -> None:
     """Remove what each JOB left stored: output, checkpoints, and its bundle where no other job needs it.
 
-    Fetch first what you want to keep. The record and its figures stay.
+    Fetch first what you want to keep. The record and its figures stay. With --older-than also what belongs to no
+    job and is a day old at least: uploads that were broken off, bundles of jobs that never started.
     """
     from launcher import screen
     from launcher.errors import ConfigError
@@ -41,10 +43,11 @@ def command(
     if jobs and (all_owners or backend):
         raise ConfigError("release: --all-owners and --backend go with --older-than", "leave them out")
     client = options.make_client()
-    if older_than is None:
+    age = None if older_than is None else _age(older_than)
+    if age is None:
         found = [client.known(key) for key in jobs]
     else:
-        found = _of_mine(client.unneeded(_age(older_than), backend), all_owners)
+        found = _of_mine(client.unneeded(age, backend), all_owners)
     what = f"what {asking.named(found)} left stored"
     if sharing := [one for record in found for one in client.sharing(record) if one not in found]:
         what += f", and the checkpoints from which {asking.named(sharing)} can be resumed"
@@ -54,10 +57,23 @@ def command(
         client.release(record.id)
         if not as_json:
             click.echo(f"{record.id}: released")
+    swept = 0 if age is None else _sweep(client, age, backend, as_json)
     if as_json:
         screen.print_json([{"id": record.id, "owner": record.owner} for record in found])
-    elif not found:
+    elif not (found or swept):
         click.echo("nothing to remove")
+
+
+def _sweep(client: Client, age: timedelta, backend: str | None, as_json: bool) -> int:
+    """Remove what belongs to no job; how many things those were."""
+    swept = 0
+    for name, count, trouble in client.sweep(age, backend):
+        swept += count
+        if count and not as_json:
+            click.echo(f"{name}: {count} uploads and bundles of no job removed")
+        if trouble:
+            click.echo(f"{name}: what belongs to no job stays for now: {trouble}", err=True)
+    return swept
 
 
 def _of_mine(found: list[JobRecord], all_owners: bool) -> list[JobRecord]:

@@ -13,7 +13,7 @@ from launcher.commands import options
 def command(job: str | None, as_json: bool) -> None:
     """Everything about JOB (default: the newest): figures before and after, cost, files."""
     from launcher import screen
-    from launcher.outcome import describe, print_result
+    from launcher.outcome import capacity_rows, describe, print_result
 
     record, why = options.make_client().seen(job)
     if why:
@@ -35,6 +35,8 @@ def command(job: str | None, as_json: bool) -> None:
         rows.append(("resumes", f"{record.resumes}{again}"))
     if record.folder:
         rows.append(("folder", record.folder))
-    print_result(record, rows)
+    if record.url and record.url.startswith("https:"):
+        rows.append(("console", record.url))
+    print_result(record, [*rows, *capacity_rows(record)])
     if record.artifacts:
         screen.out().print(screen.files_table(record.artifacts))

@@ -12,6 +12,7 @@ import pytest
 from backends.base import Backend, JobRef, Plan, Site
 from backends.vertex import VertexBackend
 from launcher.testing import BackendContract
+from launcher.testing.jobs import Ran
 from tests.emulators.vertex.emulator import VertexEmulator
 
 pytestmark = [pytest.mark.train, pytest.mark.timeout(600)]
@@ -69,6 +70,10 @@ class TestVertex(BackendContract):
         pool = {**body["jobSpec"]["workerPoolSpecs"][0], "replicaCount": 2}
         spec = {**body["jobSpec"], "workerPoolSpecs": [pool]}
         return [*super().damaged(request), {**request, "customJob": {**body, "jobSpec": spec}}]
+
+    def test_a_job_that_cannot_succeed_is_paid_once_though_vertex_starts_it_again(self, failed: Ran) -> None:
+        assert len(self.google.attempts(failed.ref.id)) == 4
+        assert sum('"name": "setup"' in line for line in self.google.log(failed.ref.id)) == 1
 
     def unknown_ref(self, backend: Backend) -> JobRef:
         return JobRef(backend.name, f"{self.google.region}.{self.google.project}", "any")

@@ -8,8 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from backends.sagemaker.policies import user_policy
 from tests.e2e.laptop import CloudLaptop
 from tests.emulators.sagemaker.emulator import SageMakerEmulator
+
+TO_SET_UP = {"iam:ListRoles", "s3:ListAllMyBuckets"}
+"""What `launch setup sagemaker --find` looks through, and nothing else does."""
 
 
 @dataclass(kw_only=True)
@@ -51,6 +55,10 @@ class Laptop(CloudLaptop):
         )
         assert done.returncode == 0, done.stderr
 
+    @property
+    def facts(self) -> dict[str, str]:
+        return {"role": self.role, "bucket": self.bucket, "region": self.aws.region}
+
     def jobs_there(self) -> list[str]:
         found = self.aws.client("sagemaker").list_training_jobs(MaxResults=100)["TrainingJobSummaries"]
         return [job["TrainingJobName"] for job in found]
@@ -72,4 +80,7 @@ def laptop(aws: SageMakerEmulator, role: str, bucket: str, folder: Path) -> Iter
     made.log_in()
     made.set_up()
     yield made
+    advised = {action for one in user_policy(made.facts)["Statement"] for action in one["Action"]}
+    asked = {call.right for call in aws.calls if "finelaunch" in call.agent}
+    assert asked - advised <= TO_SET_UP, "launch does what the policy that it advises does not allow"
     aws.clear()

@@ -28,11 +28,7 @@ class AzureLaptop(CloudLaptop):
 
     def set_up(self) -> None:
         """`launch setup azureml`, as a user types it."""
-        azure = self.azure
-        done = self.launch(
-            "setup", "azureml", "--subscription", azure.subscription, "--resource-group", azure.group,
-            "--workspace", azure.workspace, "--key-vault", azure.vault, "--identity", azure.identity,
-        )  # fmt: skip
+        done = self.launch("setup", "azureml", "--find", "--identity", self.azure.identity)
         assert done.returncode == 0, done.stderr
 
     def jobs_there(self) -> list[str]:

@@ -58,6 +58,8 @@ class CloudCases:
 
     real: ClassVar[tuple[str, ...]] = ()
     """Settings of the real model's job that this vendor needs beside REAL."""
+    rehearsed: ClassVar[tuple[str, ...]] = ()
+    """Settings of the job that is rehearsed."""
     planned: ClassVar[str]
     """What the plan of a spot job says."""
     create: ClassVar[str]
@@ -94,8 +96,12 @@ class CloudCases:
         assert fetched.returncode == 0, fetched.stderr
         sizes = {a["path"]: a["size"] for a in job["artifacts"]}
         assert {p: (tmp_path / "out" / p).stat().st_size for p in sizes} == sizes
-        loads = "import sys, safetensors.torch as s; print(len(s.load_file(sys.argv[1])))"
         (adapter,) = (tmp_path / "out").rglob("adapter_model.safetensors")
+        self.load(adapter, train_python)
+
+    def load(self, adapter: Path, train_python: Path) -> None:
+        """The fetched adapter, by whoever would use it."""
+        loads = "import sys, safetensors.torch as s; print(len(s.load_file(sys.argv[1])))"
         loaded = subprocess.run([train_python, "-c", loads, adapter], capture_output=True, text=True, check=True)
         assert int(loaded.stdout) > 100
 
@@ -242,7 +248,8 @@ class CloudCases:
     ) -> None:
         write_job(anna.folder, tiny_model, epochs=2, checkpoint_steps=2)
         before = anna.asked()
-        done = anna.launch("rehearse", "--backend", anna.backend, "--preempt-after", "3", "--json", *QUICK)
+        args = (*self.rehearsed, *QUICK)
+        done = anna.launch("rehearse", "--backend", anna.backend, "--preempt-after", "3", "--json", *args)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
         assert (found["starts"], found["interrupted_at"]) == (2, 3)

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.azure import AzureLaptop, laptop
-from tests.e2e.cases import LONG, QUICK, SHORT, CloudCases, events, ran, steps
+from tests.e2e.cases import LONG, QUICK, SHORT, CloudCases, events, ran
 from tests.e2e.jobs import wait_for, write_job
-from tests.e2e.laptop import STEP
+from tests.e2e.laptop import STEP, CloudLaptop
 from tests.emulators.azureml.emulator import AzureMLEmulator
 
 pytestmark = [pytest.mark.train, pytest.mark.timeout(900)]
@@ -25,8 +25,7 @@ SPOT = ("--set", "resources.spot=true")
 
 @pytest.fixture(scope="module")
 def azure(image: Callable[[str], Path]) -> Iterator[AzureMLEmulator]:
-    if problem := AzureMLEmulator.unavailable():
-        pytest.skip(problem)
+    AzureMLEmulator.needed()
     with AzureMLEmulator(image("azureml"), grace_s=60.0) as made:
         yield made
 
@@ -54,7 +53,13 @@ class TestAzureML(CloudCases):
         ("throttle", "PutJob", 2, 0), ("error", "blob:PutBlob", 2, 0), ("drop", "history:GetRun", 2, 0),
         ("unavailable", "GetJob", 7, 1), ("cut", "blob:GetBlob", 1, 0),
     )  # fmt: skip
+    at_once = 2  # eight: test_eight_jobs_at_once_that_are_sent_twice_each_are_eight_jobs
     log_in = "az login"
+
+    def test_a_busy_and_broken_service_is_waited_out(self, anna: CloudLaptop, tiny_model: Path) -> None:
+        anna.cloud.set(log_delay_s=3.0)  # and the log's end comes after the job's
+        super().test_a_busy_and_broken_service_is_waited_out(anna, tiny_model)
+        assert anna.show()["artifacts"]
 
 
 def lose_spot(anna: AzureLaptop, *jobs: str | None) -> None:
@@ -63,39 +68,29 @@ def lose_spot(anna: AzureLaptop, *jobs: str | None) -> None:
         anna.azure.interrupt(job, kind="fail", after_line=STEP, count=3)
 
 
-def test_a_spot_job_that_azure_fails_is_submitted_anew(anna: AzureLaptop, tiny_model: Path) -> None:
-    lose_spot(anna, None)
-    done = ran(anna, tiny_model, *QUICK, *T4, *SPOT, max_steps=6, checkpoint_steps=1)
-    assert done.returncode == 0, done.stderr
-    first = events(done)[0]["id"]
-    (again,) = (e for e in events(done) if e["event"] == "resubmitted")
-    assert (again["id"], again["resumes"], again["resubmits"]) == (f"{first}-r2", first, 1)
-    resumed = next(e["step"] for e in events(done) if e["event"] == "resumed")
-    assert resumed >= 2
-    assert steps(done)[-1] == 6
-    job = events(done)[-1]
-    assert (job["id"], job["state"], job["resubmits"]) == (f"{first}-r2", "SUCCEEDED", 1)
-    before = len(anna.azure.jobs())
-    watched = anna.launch("watch", first)  # it tells all of it again, and starts nothing
-    assert watched.returncode == 0, watched.stderr
-    assert f"{first} lost its spot capacity; {first}-r2 goes on" in watched.stderr.replace("\n", " ")
-    assert len(anna.azure.jobs()) == before
-
-
-def test_a_spot_job_is_submitted_anew_as_often_as_it_says_and_no_more(anna: AzureLaptop, tiny_model: Path) -> None:
+def test_a_spot_job_that_azure_fails_is_submitted_anew_as_often_as_it_says_and_no_more(
+    anna: AzureLaptop, tiny_model: Path
+) -> None:
     before = set(anna.azure.jobs())
     lose_spot(anna, None, None)
     once = ("--set", "resources.resubmits=1")
     done = ran(anna, tiny_model, *QUICK, *T4, *SPOT, *once, **LONG, max_steps="null")
     assert done.returncode == 1
-    new = set(anna.azure.jobs()) - before
-    assert len(new) == 2
-    last = max(new)
+    first = events(done)[0]["id"]
+    second = f"{first}-r2"
+    assert set(anna.azure.jobs()) - before == {first, second}
+    (again,) = (e for e in events(done) if e["event"] == "resubmitted")
+    assert (again["id"], again["resumes"], again["resubmits"]) == (second, first, 1)
+    assert next(e["step"] for e in events(done) if e["event"] == "resumed") >= 2
     assert "spot capacity was taken" in done.stderr
     assert "resources.resubmits allows no more" in done.stderr
-    assert f"launch resume {last}" in done.stderr.replace("\n", " ")
+    assert f"launch resume {second}" in done.stderr.replace("\n", " ")
     jobs = json.loads(anna.launch("list", "--json").stdout)
     assert sorted((j["resubmits"], j["state"]) for j in jobs) == [(0, "FAILED"), (1, "FAILED")]
+    watched = anna.launch("watch", first)  # it tells all of it again, and starts nothing
+    assert watched.returncode == 1
+    assert f"{first} lost its spot capacity; {second} goes on" in watched.stderr.replace("\n", " ")
+    assert set(anna.azure.jobs()) - before == {first, second}
 
 
 def test_a_follower_killed_as_it_submits_anew_leaves_one_job_to_the_next(
@@ -173,3 +168,17 @@ def test_what_the_subscription_lacks_is_told_before_anything_is_sent(anna: Azure
     assert "az role assignment create" in done.stderr
     assert anna.azure.calls("PutBlob") == []
     assert json.loads(anna.launch("list", "--json").stdout) == []
+
+
+def test_setup_finds_what_the_subscription_has_and_advises_what_it_lacks(anna: AzureLaptop) -> None:
+    kept = (anna.folder / "config" / "sites.yaml").read_text()  # by launch setup azureml --find
+    azure = anna.azure
+    for found in (azure.subscription, azure.group, azure.workspace, azure.vault, azure.identity, "eastus"):
+        assert found in kept
+    advice = anna.launch("setup", "azureml", "--advice").stdout
+    for said in (
+        f"az ml workspace create --name {azure.workspace}",
+        "'Storage Blob Data Contributor'",
+        "az login",
+    ):
+        assert said in advice

@@ -26,6 +26,12 @@ What of `skypilot` is shown by requests alone, as no real cloud takes part in th
 version sends no such job), spot machines, images, disks, what a cloud bills. Autostop was seen to take a cluster
 down on Slurm, on no cloud. On a real Slurm cluster (`tests/emulators/slurm`) jobs run, fail, are cancelled and
 fetched, a managed job goes on when its allocation is killed, and no machine stays.
+
+What of `azureml` differs from what Azure's own tools would make: the bundle is a folder of the datastore, named
+by its hash and sent once, and no data asset: the last job that needs it takes it away (`launch release`), and a
+version of a data asset can never be deleted. The image is built from the pins on Azure's newest base, which is
+named by its tag, since Azure's PyTorch images have Python 3.10; `resources.image` names another, best by
+digest.
 """
 
 

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from cost.calibration import Calibration
+from cost.passes import PassRow, passes_of
 from cost.preview import Candidate, Limits, Preview, compare
 from launcher.costjson import as_json
 from launcher.costview import view
@@ -24,7 +25,13 @@ WIDTHS = (80, 120, 160)
 
 
 def usual() -> Preview:
-    return compare(estimator(), [Candidate(offer=one, can_run=one.backend != "skypilot") for one in offers()])
+    """Rows of three lengths, half of whose prompts are the same."""
+    rows = [
+        PassRow([*range(75), *range(n, n + length - 125)], 50) for n, length in enumerate([200, 400, 600] * 20)
+    ]
+    told = estimator()
+    told = replace(told, work=replace(told.work, passes_by_way=passes_of(rows, [1, 2, 4, 8, 16])))
+    return compare(told, [Candidate(offer=one, can_run=one.backend != "skypilot") for one in offers()])
 
 
 def spot() -> Preview:

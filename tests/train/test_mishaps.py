@@ -16,68 +16,87 @@ from typing import Any
 
 import pytest
 import tiny
+from tiny import with_mishap
 
 from train_entry.failure import JobError
 from train_entry.watchdog import patience_s
 
-MISHAPS = Path(__file__).parent / "mishaps"
 EVEN_ROWS = [{"instruction": f"my card was {n:02d} lost", "response": "billing"} for n in range(10, 34)]
 """Rows of one length that begin alike: packed, two of them are 28 tokens and four are 46."""
-
-
-def with_mishap(**mishap: Any) -> dict[str, str]:
-    """What makes ranks meet it: see mishaps/sitecustomize.py."""
-    return {
-        **tiny.COLD,
-        "MISHAP": json.dumps(mishap),
-        "PYTHONPATH": os.pathsep.join((str(MISHAPS), str(tiny.ROOT))),
-    }
 
 
 def steps(job: tiny.Job) -> list[int]:
     return [e["step"] for e in job.named("step")]
 
 
+SHORT: dict[str, Any] = {
+    "tuning": {"dropout": 0.0}, "train": {"batch_size": 8, "micro_batch": 4, "epochs": 9.0, "checkpoint_steps": 1},
+    "eval": {"batch_size": 8},
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> tuple[tiny.Job, int, str]:
-    """(job, exit status, log) of a job whose device takes two rows a forward pass and was given four."""
-    description = tiny.job_dict(
-        model_folder, tuning={"dropout": 0.0}, train={"batch_size": 8, "micro_batch": 4, "epochs": 9.0}
-    )
-    job = tiny.Job(tmp_path_factory.mktemp("short"), description, EVEN_ROWS, tiny.rows(8, seed=1))
-    return job, *job.run(**with_mishap(kind="oom", tokens=36))
+def runs(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> dict[str, tuple[tiny.Job, int, str]]:
+    """(job, exit status, log) of a job with plenty of memory, and of two with less: of one process and of two.
+
+    The one that is short takes two rows a forward pass and was given four; to judge, 110 tokens fit.
+    """
+    root, short = tmp_path_factory.mktemp("memory"), {"kind": "oom", "tokens": 36, "judged": 110}
+    started = {
+        "plenty": {},
+        "short": with_mishap(**short),
+        "two": {**with_mishap(**short, rank=1), "LAUNCH_PROCESSES": "2"},
+    }
+    found = {}
+    for name, environment in started.items():
+        job = tiny.Job(root / name, tiny.job_dict(model_folder, **SHORT), EVEN_ROWS, tiny.rows(8, seed=1))
+        found[name] = (job, *job.run(**environment))
+    return found
 
 
-def test_out_of_memory_halves_the_micro_batch_and_no_step_is_lost(short):
-    job, code, log = short
+@pytest.mark.parametrize(("name", "step"), [("short", 2), ("two", 3)])
+def test_out_of_memory_halves_the_micro_batch_and_no_step_is_lost(runs, name, step):
+    """One process or one rank of two: all of them take less from there on, and it is told once."""
+    job, code, log = runs[name]
     assert code == 0, log
     assert [{k: e[k] for k in ("step", "rows", "was")} for e in job.named("micro_batch")] == [
-        {"step": 2, "rows": 2, "was": 4}
+        {"step": step, "rows": 2, "was": 4}
     ]
     assert steps(job) == [1, 2, 3, 4, 5, 6], "each step once"
-    assert job.named("resumed")[0]["step"] == 1
+    assert job.named("resumed")[0]["step"] == step - 1
+    assert [(e["micro"], e["passes"]) for e in job.named("packing")] == (
+        [(4, 2), (2, 4)] if name == "short" else [(4, 1), (2, 2)]
+    )
     assert not (job.outputs / "failure.json").exists() and not job.named("failure")
     assert [e["seq"] for e in job.events()] == list(range(len(job.events())))
 
 
-def test_the_batch_stays_as_it_was_when_the_micro_batch_is_halved(short, new_job):
-    job = short[0]
-    plenty = new_job(
-        rows=EVEN_ROWS, tuning={"dropout": 0.0}, train={"batch_size": 8, "micro_batch": 4, "epochs": 9.0}
-    )
-    assert plenty.run_rank()[0] == 0
-    for with_less, with_all in zip(job.named("step"), plenty.named("step"), strict=True):
+@pytest.mark.parametrize("name", ["short", "two"])
+def test_the_batch_stays_as_it_was_when_the_micro_batch_is_halved(runs, name):
+    for with_less, with_all in zip(runs[name][0].named("step"), runs["plenty"][0].named("step"), strict=True):
         assert with_less["loss"] == pytest.approx(with_all["loss"], rel=1e-4)
         assert with_less["tokens"] == with_all["tokens"]
 
 
-def test_out_of_memory_in_an_evaluation_is_told_as_its_own_and_leaves_the_training_as_it_is(new_job):
+def test_out_of_memory_while_judging_halves_its_batch_and_changes_no_figure(runs):
+    (short, _, log), (plenty, _, _) = runs["short"], runs["plenty"]
+    for what in ("the held-out evaluation", "the scoring of labels"):
+        assert f"{what} was out of memory with 8 rows a pass; now 4" in log
+    losses = [[e["loss"] for e in job.named("eval_loss")] for job in (short, plenty)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    figures = [job.named("eval")[-1]["metrics"] for job in (short, plenty)]
+    assert figures[0]["accuracy"] == figures[1]["accuracy"]
+    assert figures[0]["general"]["log_prob"] == pytest.approx(figures[1]["general"]["log_prob"], rel=1e-4)
+
+
+def test_judging_that_does_not_fit_one_row_at_a_time_says_so_and_leaves_the_training_as_it_is(new_job):
     job = new_job(train={"batch_size": 8, "micro_batch": 4, "checkpoint_steps": 2, "epochs": 9.0})
     code, log = job.run(**with_mishap(kind="oom in evaluation"))
     assert code == 1, log
     failure = job.failure()
-    assert failure["kind"] == "oom" and "held-out evaluation was out of memory" in failure["message"]
-    assert "eval.batch_size (it is 4)" in failure["hint"]
+    assert failure["kind"] == "oom" and "the held-out evaluation was out of memory" in failure["message"]
+    assert "eval.batch_size can't be less: lower data.max_length" in failure["hint"]
+    assert "train." not in failure["hint"]
     assert not job.named("micro_batch") and not (job.checkpoints / "micro_batch.json").exists()
     assert job.steps_kept() == [2]
 
@@ -192,7 +211,7 @@ def test_a_full_output_disk_is_told_though_nothing_can_be_written(new_job, small
 def test_a_loss_that_explodes_ends_the_job_and_names_the_rows_of_its_batch(new_job):
     job = new_job(
         tuning={"kind": "full"},
-        train={"learning_rate": 3.0, "max_steps": 60, "epochs": 99.0, "checkpoint_steps": 1},
+        train={"learning_rate": 10.0, "max_steps": 60, "epochs": 99.0, "checkpoint_steps": 1},
     )
     code, log = job.run_rank()
     assert code == 1, log

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny
+from transformers import AutoModelForCausalLM
 
+from train_entry import packing
 from train_entry.config import TrainJob, _build
 from train_entry.data import load_dataset
 from train_entry.embedded import cache_dir
 from train_entry.models import load_tokenizer
+from train_entry.prefix import WIDTH
 
 pytest.importorskip("pydantic", reason="the launcher's schema")
 
+import cost.packing
+import cost.passes
+import cost.shapes
+from cost.gpus import GPUS
+from cost.packing import ways_of
+from cost.recipe import recipe_of
+from cost.shapes import shape_from_config
 from cost.tokens import TokenCount, count
+from cost.work import work_of
 from launcher.spec import JobSpec
 
 LONG = {"instruction": "Überweisung — “zweimal” gebucht 💳 123456 " * 12, "response": "refund please\n"}
@@ -141,3 +154,33 @@ def test_users_own_template_counts(model_folder, tmp_path):
     (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m.content }}||{% endfor %}", encoding="utf-8")
     counted, trained = both(tmp_path, model_folder, tmp_path / "cache", model={"chat_template": "own.jinja"})
     same(counted, trained.train)
+
+
+def test_passes_and_the_way_that_is_taken_are_those_of_training(model_folder, tmp_path):
+    counted, trained = both(tmp_path, model_folder, tmp_path / "cache", train={"batch_size": 8})
+    kinds = {(one.kind, one.size) for one in counted.passes}
+    assert kinds == set(product(("padded", "flat", "prefix"), (1, 2, 4, 8)))
+    for one in counted.passes:
+        computed = packing._cost(trained.train, one.size, one.kind)
+        batches = packing._samples(trained.train, one.size)
+        assert (one.tokens, one.pairs) == (computed.tokens, computed.pairs), one
+        assert one.widest == max(packing._pass(batch, one.kind).tokens for batch in batches)
+        assert one.learnt == max(sum(len(e.completion) for e in batch) for batch in batches)
+    job = tiny.job_dict(model_folder, task="generation", train={"batch_size": 8})
+    shape = shape_from_config(json.loads((model_folder / "config.json").read_text()))
+    work = work_of(JobSpec.model_validate(job), shape, counted)
+    recipe = recipe_of(work.job, shape, GPUS["L4"], work.rows)
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    passes = SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=2, n_gpu=1,
+                             label_smoothing_factor=0.0)  # fmt: skip
+    taken = next(packing._by_cost(model, passes, _build(TrainJob, job, ""), trained.train, None))
+    ways = ways_of(work, recipe)
+    assert (ways.chosen.kind, ways.chosen.size) == (taken.kind, taken.micro)
+
+
+def test_the_rules_of_the_choice_are_those_of_training():
+    assert (cost.packing.LOGITS, cost.packing.GAIN, cost.packing.ATTENTION) == (
+        packing.LOGITS, packing.GAIN, packing.ATTENTION,
+    )  # fmt: skip
+    assert (cost.passes.BUDGET, cost.passes.SAMPLED) == (packing.BUDGET, packing.SAMPLED)
+    assert (cost.passes.WIDTH, cost.shapes.EXACT) == (WIDTH, packing.EXACT)

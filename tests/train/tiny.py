@@ -106,7 +106,16 @@ WARM: dict[str, str] = {}
 """What jobs have set that start warm (tests/warm_starts.py)."""
 COLD = {"FINELAUNCH_TESTS_WARM": ""}
 """For those whose process must be the very one that its parent has started."""
+MISHAPS = ROOT / "tests/train/mishaps"
 STARTED: list[subprocess.Popen[str]] = []
+
+
+def with_mishap(**mishap: Any) -> dict[str, str]:
+    """What makes ranks meet it: see mishaps/sitecustomize.py."""
+    return {
+        "MISHAP": json.dumps(mishap),
+        "PYTHONPATH": os.pathsep.join((str(MISHAPS), str(ROOT))),
+    }
 
 
 def end_all() -> None:

@@ -17,6 +17,7 @@ from cost.estimate import Estimator, Hardware, bill_of, bounded, estimate, price
 from cost.extras import extras_of
 from cost.gpus import GPUS
 from cost.offers import Offer
+from cost.packing import ways_of
 from cost.phases import Hours, hours_of
 from cost.prices import Price
 from cost.recipe import recipe_of
@@ -131,7 +132,7 @@ def test_spot_rework() -> None:
 def test_a_job_of_reinforcement_learning_is_refused() -> None:
     found = estimator()
     refused = replace(found.hardware(offer()).recipe or recipe(), method="rl")
-    answer = hours_of(found.work, refused, "vertex", False)
+    answer = hours_of(found.work, ways_of(found.work, refused), "vertex", False)
     assert "reinforcement learning" in getattr(answer, "reason", "")
 
 

@@ -20,6 +20,14 @@ def band(of: Recipe, counted: m.Counted = "device") -> Band:
     return found
 
 
+def test_a_measured_peak_moves_the_tensors_and_halves_the_doubt() -> None:
+    """14-16-20 GiB, of which 15 are tensors, and 1.1 times as many: 16.5-17.5-19.5."""
+    computed = Band(low=14, expected=16, high=20, parts={"weights": 13, "logits": 2, "cache": 0.4, "runtime": 0.6})
+    found = m.corrected(computed, 1.1)
+    assert (found.low, found.expected, found.high) == pytest.approx((16.5, 17.5, 19.5))
+    assert m.corrected(computed, 1.0).expected == 16
+
+
 def test_weights_of_a_model_and_its_adapters() -> None:
     assert m.weights_gib(recipe(adapters=lora())) == pytest.approx(15.2, abs=0.02)
 

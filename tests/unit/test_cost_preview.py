@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from backends import registry
 from cost.changes import variants
 from cost.offers import Offer
 from cost.preview import Candidate, Limits, Preview, Sort, cheapest_that_fits, compare
+from launcher.costing import candidates_of
 from launcher.spec import JobSpec
 from tests.unit.cost_jobs import estimator, job, offer, offers
 
@@ -145,3 +148,20 @@ def test_without_any_offer_the_reason_says_so() -> None:
     assert found.chosen is None
     assert found.reason == "no backend offers this"
     assert found.missing == ("vertex: no such GPU",)
+
+
+def test_a_flexible_start_stands_beside_spot_and_is_not_taken_for_it(home: Path) -> None:
+    """It is another setting of the job: its row says which, and its price is at most that on demand."""
+    wanted = job(resources={"gpu": "L4", "spot": True})
+    vertex = registry.create("vertex", home)
+    found = compare(estimator(wanted), candidates_of(vertex, wanted, estimator(wanted)))
+    flex = next(line for line in found.lines if line.estimate.offer.flex)
+    assert found.chosen is not None and found.chosen.estimate.offer.spot
+    assert flex.estimate.hourly is None and flex.estimate.total is not None
+    assert flex.estimate.offer.note == ("flex-start: --set resources.spot=false --set resources.max_wait_hours=24")
+    assert any("vertex: flex-start: no list has its price" in text for text in found.assumptions)
+    alone = job(resources={"gpu": "L4", "max_wait_hours": 4})
+    [only] = candidates_of(vertex, alone, estimator(alone))
+    assert only.offer.flex and not only.offer.spot
+    planned = candidates_of(vertex, wanted, estimator(wanted), apart=False)
+    assert not any(one.offer.flex for one in planned), "a plan is for what the job says"

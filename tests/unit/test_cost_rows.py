@@ -20,11 +20,11 @@ COLUMNS = [
     "peak_tokens_per_micro", "arch", "lora_params", "opt", "quant", "score_time", "score_mem", "group",
 ]  # fmt: skip
 WORDS = [
-    "", "0", "1", "2", "8", "64", "512", "4096", "-1", "nan", "inf", "abc", "lora", "qlora", "full", "grpo",
-    "lora-dpo", "A100-80GB", "H100-SXM", "TPU v5e", "(unstated)", "r16:all", "r8:101110", "r8:", "nf4", "nf4dq",
-    "gptq4", "int8", "eager", "eager_fa", "optimized", "megatron_fp8", "other", "fp8", "bf16", "adamw_bf16",
-    "llama3-8b", "qwen-14b", "mamba", "litgpt_A10G", "qwen_lora", "mlperf_B200_v5.1", "published \"G\"",
-    "max_reserved", "unpacked Alpaca", "packed 4096", "unpacked, 209.9 tok/sample avg",
+    "", "0", "1", "2", "8", "64", "512", "4096", "-1", "1e300", "nan", "inf", "abc", "lora", "qlora", "full",
+    "grpo", "lora-dpo", "A100-80GB", "H100-SXM", "TPU v5e", "(unstated)", "r16:all", "r8:101110", "r8:", "nf4",
+    "nf4dq", "gptq4", "int8", "eager", "eager_fa", "optimized", "megatron_fp8", "other", "fp8", "bf16",
+    "adamw_bf16", "llama3-8b", "qwen-14b", "mamba", "litgpt_A10G", "qwen_lora", "mlperf_B200_v5.1",
+    "published \"G\"", "max_reserved", "unpacked Alpaca", "packed 4096", "unpacked, 209.9 tok/sample avg",
 ]  # fmt: skip
 
 
@@ -59,6 +59,43 @@ def test_any_row_is_answered(changed: dict[str, str]) -> None:
 def test_what_is_unknown_is_refused_with_a_reason(fields: dict[str, str], why: str) -> None:
     with pytest.raises(NoCase, match=why):
         case_of(row(**fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"gpu": "CPU"}, "CPU"),
+        ({"quant": "awq-int3"}, "awq-int3"),
+        ({"quant": "int8"}, "int8"),
+        ({"gpu": "NVIDIA Mystery 9000"}, "Mystery"),
+    ],
+)
+def test_odd_rows_are_null_and_say_why(fields: dict[str, str], why: str) -> None:
+    found = list(predictions([row(**fields)]))
+    assert [one.as_json()["expected"] for one in found] == [None, None]
+    assert all(why in (one.why or "") for one in found)
+
+
+def test_columns_that_are_missing_cut_off_or_unknown_are_no_crash() -> None:
+    short: dict[str, object] = {"gpu": "L4", "score_time": "1", "score_mem": "1.0"}
+    assert [one.band for one in predictions([short])] == [None, None]
+    cut = {**row(), "notes": None, "group": None, "quant": None}  # as csv.DictReader reads a short line
+    more = {**row(), None: ["beside"], "tokens": 3}
+    for odd in (cut, more):
+        assert all(one.band for one in predictions([odd]))
+
+
+@pytest.mark.parametrize(
+    ("usual", "other"),
+    [
+        ({"stack": "eager"}, {"stack": "Eager "}), ({"stack": "optimized"}, {"stack": "compiled"}),
+        ({"quant": "nf4dq", "method": "qlora"}, {"quant": "NF4-DQ", "method": "qlora"}),
+        ({"quant": ""}, {"quant": "none"}),
+    ],
+)  # fmt: skip
+def test_another_spelling_is_the_same_run(usual: dict[str, str], other: dict[str, str]) -> None:
+    first, second = ([one.band for one in predictions([row(**fields)])] for fields in (usual, other))
+    assert first == second and all(first)
 
 
 def test_an_unknown_stack_has_a_wide_band() -> None:

@@ -257,7 +257,7 @@ def test_the_command_shows_errors_and_what_is_in_force(store: Store, monkeypatch
     ]  # fmt: skip
     assert "2 jobs compared, median error 33 %, 0 inside" in shown.output
     assert "0.91-1.59" in shown.output
-    assert "trainer, prefix rows" in shown.output and "0.25" in shown.output
+    assert "trainer, but prefix" in shown.output and "0.25" in shown.output
 
 
 def test_the_command_prints_json_with_null_for_what_is_unknown(store: Store) -> None:
@@ -271,7 +271,8 @@ def test_the_command_prints_json_with_null_for_what_is_unknown(store: Store) -> 
     assert found["jobs"][1]["hours"] == {
         "low": None, "expected": None, "high": None, "actual": 1.5, "error": None, "inside": None,
     }  # fmt: skip
-    assert found["calibrations"][0]["n"] == 1
+    assert found["calibrations"][0]["n"] == 1 and found["calibrations"][0]["memory"] is None
+    assert found["jobs"][0]["peak_gib"] == {"modelled": None, "measured": 1.0, "ratio": None}
     assert found["summary"]["compared"] == 1
 
 
@@ -297,6 +298,44 @@ def test_a_probe_counts_for_other_gpus_too_scaled_and_in_a_wider_band(store: Sto
     assert other.factor == own.factor == pytest.approx(1.2)
     assert other.low < own.low and other.high > own.high
     assert look("H100", "qlora", "trainer") is None
+
+
+def test_a_probes_peak_corrects_the_memory_that_is_computed(store: Store) -> None:
+    """1.0 GiB of tensors were measured where 0.8 were computed: 1.25 times."""
+    probed = gpu_probe(1)
+    told = replace(A100, peak_gib=0.8)
+    add(store, replace(probed, estimate={"training": told.as_json()}))
+    look = calibrations_of(ledger(store))
+    for gpu in ("A100-80GB", "L4"):  # tensors are the same on every GPU
+        known = look(gpu, "lora", "trainer")
+        assert known is not None and known.memory == pytest.approx(1.25)
+    plain = hardware_of(work(), offer("L4"), lambda gpu, kind, stack: None)
+    found = hardware_of(work(), offer("L4"), look)
+    assert plain.needed is not None and found.needed is not None
+    tensors = sum(plain.needed.parts[name] for name in ("weights", "optimizer", "gradients", "activations",
+                                                        "logits", "scratch"))  # fmt: skip
+    assert found.needed.expected == pytest.approx(plain.needed.expected + 0.25 * tensors)
+    assert (plain.fit, found.fit) == ("yes", "tight")
+    said = list(_calibrated([_estimate_of(found)]))
+    assert said[1] == "memory on L4: x 1.25 of what is computed, as measured (probed on A100-80GB, scaled)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "packing"),
+    [
+        ({"peak_gib": None}, "padded"),
+        ({"gpu": "processor", "peak_gib": 0.8}, "padded"),
+        ({"peak_gib": 0.8}, "flat"),
+    ],
+    ids=["not modelled", "a process's, not a GPU's", "rows went another way"],
+)
+def test_a_peak_that_is_no_measure_of_the_model_corrects_nothing(
+    store: Store, changes: dict[str, Any], packing: str
+) -> None:
+    told = replace(A100, **changes)
+    add(store, replace(gpu_probe(1), estimate={"training": told.as_json()}), packing=packing)
+    [entry] = ledger(store)
+    assert entry.memory_ratio is None
 
 
 def test_a_finished_job_there_goes_before_a_probe_elsewhere(store: Store) -> None:

@@ -7,8 +7,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cost.prices.files import COLUMNS, read_rows
-from cost.refresh import SOURCES, RefreshError
+from cost.refresh import SOURCES, RefreshError, Settings
 from cost.refresh.fetch import Truncated
 from cost.refresh.jsonwalk import JsonWalk
 from launcher.commands.prices import SOURCES as NAMES
@@ -27,6 +29,7 @@ from tests.conftest import Launch
 from tests.unit.price_vendor import (
     A100,
     AZURE_PATH,
+    EC2,
     EC2_PATH,
     GOOGLE_PATH,
     SAGEMAKER,
@@ -41,20 +44,55 @@ from tests.unit.price_vendor import (
     ec2_product,
     price_list,
     reader,
+    sku,
+    skus_page,
 )  # fmt: skip
 
 # Bad days
 
+L4 = [
+    sku("G2 Instance Core running in Americas", "0.02"),
+    sku("G2 Instance Ram running in Americas", "0.003", "GiBy.h"),
+    sku("Nvidia L4 GPU running in Americas", "0.56"),
+]  # fmt: skip
 
-@pytest.mark.parametrize("path_and_source", [(SAGEMAKER_PATH, "sagemaker"), (AZURE_PATH, "azure")])
-def test_a_busy_vendor_is_asked_again_when_it_says_so(
-    vendor: Vendor, read: Read, pauses: list[float], path_and_source: tuple[str, str]
+WHOLE = {
+    "sagemaker": (SAGEMAKER_PATH, [Answer(SAGEMAKER)]),
+    "ec2": (EC2_PATH, [Answer(EC2)]),
+    "azure": (AZURE_PATH, [azure_page([azure_item(A100, 3.673)], AZURE_PATH), azure_page([], None)]),
+    "google": (GOOGLE_PATH, [skus_page(L4[:1], "page-two"), skus_page(L4[1:])]),
+}
+"""Source -> where it is asked, and its pages on a good day."""
+
+
+@pytest.mark.usefixtures("places")
+@pytest.mark.parametrize("bad", ["429", "500", "truncated"])
+@pytest.mark.parametrize("source", WHOLE)
+def test_every_source_is_read_again_on_its_last_page_and_whole_or_not_at_all(
+    vendor: Vendor, monkeypatch: pytest.MonkeyPatch, pauses: list[float], source: str, bad: str
 ) -> None:
-    path, source = path_and_source
-    good = Answer(SAGEMAKER) if source == "sagemaker" else azure_page([azure_item(A100, 3.673)], None)
-    vendor.plays(path, Answer(status=429, headers={"Retry-After": "7"}), Answer(status=500), good)
-    assert read(source, *(["us-east-1"] if source == "sagemaker" else []))
-    assert pauses == [7.0, 2.0]
+    """One bad answer is waited out; a vendor that stays bad leaves the list of the time before in force."""
+    path, pages = WHOLE[source]
+    pages = [
+        Answer(json.loads(page.content().decode().replace(AZURE_PATH, vendor.url + AZURE_PATH))) for page in pages
+    ]
+    monkeypatch.setenv("LAUNCH_PRICES_URL", vendor.url)
+    monkeypatch.setenv("LAUNCH_GOOGLE_API_KEY", "k")
+    monkeypatch.setattr("cost.refresh.Settings", partial(Settings, pause=pauses.append))
+    answer = {
+        "429": Answer(status=429, headers={"Retry-After": "7"}),
+        "500": Answer(status=500),
+        "truncated": replace(pages[-1], cut=len(pages[-1].content()) * 2 // 3),
+    }[bad]
+    vendor.plays(path, *pages[:-1], answer, pages[-1])
+    [good] = refresh([source], ["us-east-1"] if source in ("sagemaker", "ec2") else [], dict)
+    assert (good.error, good.rows) == (None, {"sagemaker": 2, "ec2": 2, "azure": 1, "google": 8}[source])
+    assert pauses == [7.0 if bad == "429" else 1.0]
+    kept = refreshed_file(source).read_bytes()
+    vendor.plays(path, *pages[:-1], answer)
+    [failed] = refresh([source], [], dict)
+    assert failed.error and failed.kept == TODAY and "4 times" in failed.error
+    assert refreshed_file(source).read_bytes() == kept
 
 
 def test_retry_after_may_be_a_date(vendor: Vendor, read: Read, pauses: list[float]) -> None:

@@ -148,6 +148,23 @@ def test_vertex_does_not_discount_its_fee_on_spot() -> None:
     assert "assumed" in found.note
 
 
+def test_a_flexible_start_is_unknown_below_the_price_on_demand_and_says_so() -> None:
+    """$10 and a fee of 1.50: at least 0.4 of the machine and the whole fee, 5.50, at most 11.50."""
+    prices = known(row("gcp", "a3-highgpu-8g", "us-central1", "10", "3", gpu="H100", gpus=8))
+    found = priced(prices.price(Offer(backend="vertex", instance_type="a3-highgpu-8g", gpus=8, flex=True)))
+    assert (found.hourly, found.low, found.high) == (None, Decimal("5.50"), Decimal("11.50"))
+    assert "unknown, at most the price on demand" in found.note and not found.spot
+    bill = Decimal("52.03") / Decimal("101.54")  # of 2025-08, the one that is known
+    assert found.low / found.high < bill < 1
+
+
+def test_a_rate_of_your_own_counts_for_a_flexible_start() -> None:
+    mine = yours(rates=[{"backend": "vertex", "hourly": "6", "unit": "USD/instance-hour"}])
+    prices = known(row("gcp", "a3-highgpu-8g", "us-central1", "10", gpu="H100", gpus=8), overlay=mine)
+    found = priced(prices.price(Offer(backend="vertex", instance_type="a3-highgpu-8g", gpus=8, flex=True)))
+    assert found.hourly == 6
+
+
 def test_sagemaker_spot_is_unknown_below_the_on_demand_ceiling() -> None:
     found = priced(known(row("sagemaker", "ml.g5.xlarge", on_demand="1.408")).lookup(
         "sagemaker", "ml.g5.xlarge", "us-east-1", spot=True

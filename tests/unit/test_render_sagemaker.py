@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from backends.base import Bundle, BundleFile, Plan, Site, placeholders
-from backends.sagemaker import SageMakerBackend, checks, images, machines, places, policies
+from backends.sagemaker import SageMakerBackend, checks, images, machines, places
 from backends.sagemaker.backend import LEAST_PENDING_S, MOST_TYPES
 from cost.estimate import estimate
 from launcher.errors import BackendNotInstalledError, CapacityError, ConfigError, LaunchError, UnsupportedError
@@ -429,28 +429,3 @@ def test_every_region_of_the_image_is_one_of_aws_with_its_domain(model: Any) -> 
     for region in images.ACCOUNTS:
         own = [p for p in partitions if re.match(p["regionRegex"], region)]
         assert [p["outputs"]["dnsSuffix"] for p in own] == [images.domain(region)], region
-
-
-def test_arns_of_the_advice_are_those_of_the_regions_partition(backend: SageMakerBackend) -> None:
-    assert "arn:aws:s3:::YOUR-BUCKET" in backend.advice({})
-    for region, partition in (("cn-north-1", "aws-cn"), ("us-gov-west-1", "aws-us-gov")):
-        text = backend.advice({"region": region})
-        assert f"arn:{partition}:iam::YOUR-ACCOUNT:role/finelaunch-training" in text
-        assert "arn:aws:" not in text
-
-
-def test_the_advice_keeps_the_path_of_a_role(backend: SageMakerBackend) -> None:
-    role = "arn:aws:iam::123456789012:role/ml/jobs/training"
-    text = backend.advice({"role": role})
-    assert "--role-name training --path /ml/jobs/" in text
-    assert f'"Resource": "{role}"' in text
-    assert f"--role {role}" in text
-
-
-def test_every_partition_of_aws_is_known(model: Any) -> None:
-    from botocore.loaders import Loader
-
-    for partition in Loader().load_data("partitions")["partitions"]:
-        for region in partition["regions"]:
-            if not region.startswith("aws-"):
-                assert policies.partition(region) == partition["id"], region

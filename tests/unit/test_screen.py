@@ -45,9 +45,10 @@ def test_a_listing_keeps_whole_ids_at_80_columns_and_says_what_came_of_jobs() ->
     assert "macro-F1 0.10 -> 0.60" in seen(jobs_table(jobs, 120))
 
 
-def test_whose_jobs_they_are_is_shown_where_they_are_several_peoples() -> None:
-    assert "OWNER" not in seen(jobs_table([record(1, "anna"), record(2, "anna")], 120))
-    both = seen(jobs_table([record(1, "anna"), record(2, "ben")], 120))
+def test_whose_jobs_they_are_is_shown_where_not_all_are_mine() -> None:
+    assert "OWNER" not in seen(jobs_table([record(1, "anna"), record(2, "anna")], 120, me="anna"))
+    assert "anna" in seen(jobs_table([record(1, "anna")], 120, me="ben")), "all of them somebody else's"
+    both = seen(jobs_table([record(1, "anna"), record(2, "ben")], 120, me="anna"))
     assert "OWNER" in both and "anna" in both and "ben" in both
 
 

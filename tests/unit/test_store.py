@@ -105,10 +105,11 @@ def test_a_record_of_the_version_before_keeps_its_jobs(path: Path) -> None:
     store.close()
     db = sqlite3.connect(path)
     db.execute("ALTER TABLE jobs DROP COLUMN seen")
-    db.execute(f"PRAGMA user_version = {len(MIGRATIONS) - 1}")
+    db.execute("ALTER TABLE jobs DROP COLUMN capacity")
+    db.execute(f"PRAGMA user_version = {len(MIGRATIONS) - 2}")
     db.close()
     found = Store(path).get("demo-1")
-    assert found is not None and found.seen is None
+    assert found is not None and found.seen is None and found.capacity == {}
 
 
 def test_a_job_that_is_being_submitted_is_not_over(path: Path) -> None:

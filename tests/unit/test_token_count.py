@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cost import token_guess, tokens
-from cost.tokens import KEPT, TokenCount, count, sampling_error, thinned
+from cost import counting, token_guess
+from cost.counting import KEPT, sampling_error, thinned
+from cost.passes import Passes
+from cost.tokens import TokenCount, count
 from launcher.errors import ConfigError
 from launcher.spec import JobSpec
 from train_entry.rows import Row
@@ -72,9 +74,11 @@ def test_a_row_is_its_words_and_what_the_template_puts_round_them(rows: Path) ->
     # <b> user WORDS <e>, then <b> assistant WORDS <e>: the template has no other prompt for an answer.
     answers = (rows / "train.jsonl").read_text().splitlines()
     assert found.labels == len({json.loads(line)["completion"] for line in answers})
-    # Alone in its pass each row computes all of its tokens but the last.
-    assert found.shared[0] == (1, 59 / 3 - 1)
-    assert replace(found, shared=(), labels=1) == TokenCount(
+    # Padded rows: 3 x 29, and as many pairs as squares.
+    assert found.passes[0] == Passes(
+        kind="padded", size=1, tokens=59 / 3, pairs=(12**2 + 18**2 + 29**2) / 3, widest=29, learnt=6
+    )
+    assert replace(found, passes=(), labels=1) == TokenCount(
         lengths=(5 + 3 + 1 + 3, 10 + 3 + 2 + 3, 20 + 3 + 3 + 3), answers=(4, 5, 6), rows=3, total=12 + 18 + 29,
         evaluation=TokenCount(lengths=(4 + 3 + 2 + 3,), answers=(5,), rows=1, total=12),
     )  # fmt: skip
@@ -84,8 +88,8 @@ def test_counts_are_kept_and_made_anew_when_anything_that_matters_changes(
     rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = []
-    real = tokens._count
-    monkeypatch.setattr(tokens, "_count", lambda *a: made.append(1) or real(*a))
+    real = counting.count_files
+    monkeypatch.setattr(counting, "count_files", lambda *a: made.append(1) or real(*a))
     first = counted(rows)
     assert counted(rows) == first and len(made) == 1
     os.utime(rows / "train.jsonl", (0, 0))
@@ -125,7 +129,7 @@ def test_of_many_overlong_rows_some_are_cut_and_the_others_taken_to_be_alike(
 ) -> None:
     write(rows / "train.jsonl", [(20 + i % 5, 1) for i in range(50)])
     exact = counted(rows, max_length=15, overlong="truncate_prompt")
-    monkeypatch.setattr(tokens, "CUT_EXACTLY", 10)
+    monkeypatch.setattr(counting, "CUT_EXACTLY", 10)
     (rows / "cache/tokens").rename(rows / "cache/before")
     assert counted(rows, max_length=15, overlong="truncate_prompt") == exact
 
@@ -143,8 +147,8 @@ def test_a_sample_states_its_error_and_still_has_the_longest_row(
     sizes[1234] = (500, 9)
     write(rows / "train.jsonl", sizes)
     whole = counted(rows)
-    monkeypatch.setattr(tokens, "MOST_ROWS", 1000)
-    monkeypatch.setattr(tokens, "SAMPLE", 400)
+    monkeypatch.setattr(counting, "MOST_ROWS", 1000)
+    monkeypatch.setattr(counting, "SAMPLE", 400)
     (rows / "cache/tokens").rename(rows / "cache/before")
     sample = counted(rows)
     assert whole.error == 0 and 0 < sample.error < 0.1
@@ -154,8 +158,8 @@ def test_a_sample_states_its_error_and_still_has_the_longest_row(
 
 def test_a_file_with_too_much_text_is_sampled_too(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(rows / "train.jsonl", [(10, 1), (30, 1)] * 100)
-    monkeypatch.setattr(tokens, "SAMPLE", 50)
-    monkeypatch.setattr(tokens, "MOST_CHARACTERS", 100)
+    monkeypatch.setattr(counting, "SAMPLE", 50)
+    monkeypatch.setattr(counting, "MOST_CHARACTERS", 100)
     assert counted(rows).error > 0
 
 

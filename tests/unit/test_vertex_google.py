@@ -337,6 +337,21 @@ def test_a_line_is_one_line_from_either_field(logging: Loopback) -> None:
     assert [line.text for line in read()] == ["text", "a\\nb"]
 
 
+def test_a_line_of_which_the_end_has_not_arrived_is_told_later_and_whole(logging: Loopback) -> None:
+    def piece(number: int, second: float, text: str, task: str = "workerpool0-0") -> dict[str, Any]:
+        resource = {"labels": {"task_name": task}}
+        return {**entry(number, second), "jsonPayload": {"message": text}, "resource": resource}
+
+    start, other = piece(1, 1, "x" * logs.PIECE_BYTES), piece(2, 2, "other\n", "workerpool1-0")
+    logging.answers["/v2/entries:list"] = (200, {"entries": [start, other]})
+    (told,) = read()
+    assert (told.text, told.source) == ("other", "workerpool1-0")
+    logging.answers["/v2/entries:list"] = (200, {"entries": [start, piece(3, 1.5, "end\n"), other]})
+    (told,) = read(told.cursor)
+    assert told.text == "x" * logs.PIECE_BYTES + "end"
+    assert read(told.cursor) == []
+
+
 @pytest.mark.parametrize("cursor", ["", "x", "[]", "[1]", '["a", {}]', "[1, 2]"])
 def test_another_logs_cursor_is_refused(cursor: str) -> None:
     with pytest.raises(ConfigError, match="cursor"):

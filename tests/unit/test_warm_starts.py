@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -28,10 +28,14 @@ def main():
     print("to stderr", file=sys.stderr)
     if os.environ["COLOUR"] == "red":
         time.sleep(120)
-    return 7
+    return 0 if os.environ["COLOUR"] == "green" else 7
 if __name__ == "__main__":
     sys.exit(main())
 """
+
+
+ALONE = ("-m", "train_entry.train")
+UNDER_TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", *ALONE)
 
 
 class Starts:
@@ -43,9 +47,9 @@ class Starts:
         self.forking = WarmStarts(str(python), folder)
         self.warm = self.forking.environment(True)
 
-    def start(self, colour: str, *before: str, **more: str) -> subprocess.Popen[str]:
+    def start(self, colour: str, *before: str, words: Sequence[str] = ALONE, **more: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [*before, self.python, "-m", "train_entry.train"], cwd=self.folder, text=True,
+            [*before, self.python, *words], cwd=self.folder, text=True,
             env={**os.environ, "COLOUR": colour, **more}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
@@ -100,3 +104,11 @@ def test_it_has_the_process_numbers_of_the_container(starts: Starts) -> None:
     out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (7, "to stderr\n")
     assert json.loads(out)["pid"] < 10
+
+
+def test_torchrun_starts_warm_with_its_words_and_so_do_its_ranks(starts: Starts) -> None:
+    process = starts.start("green", words=UNDER_TORCHRUN, **starts.warm)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    told = [json.loads(line) for line in out.splitlines()]
+    assert len({one["pid"] for one in told}) == 2 and all(one["torch"] for one in told)

@@ -13,8 +13,7 @@ from typing import Any
 
 from tests.emulators.azureml import azurite
 from tests.emulators.azureml.life import Life
-from tests.emulators.azureml.wire import Answer, Request, refused, told
-from tests.emulators.azureml.world import (
+from tests.emulators.azureml.names import (
     ACCOUNT,
     DATASTORES,
     DEVELOPER,
@@ -26,9 +25,9 @@ from tests.emulators.azureml.world import (
     SUBSCRIPTION,
     VAULT,
     WORKSPACE,
-    World,
-    now,
 )
+from tests.emulators.azureml.wire import Answer, Request, refused, told
+from tests.emulators.azureml.world import World, now
 
 AUDIENCE = "https://management.azure.com"
 PROVIDER = "Microsoft.MachineLearningServices"
@@ -103,6 +102,7 @@ def _outside(world: World, request: Request) -> Answer:
         families = {family for family, _, _ in SIZES.values()}
         rows = {f: f"{f} Cluster Dedicated vCPUs" for f in sorted(families)}
         rows["low-priority"] = "Total Cluster Low Priority Regional vCPUs"
+        rows = {name: words for name, words in rows.items() if world.settings.quotas.get(name, 0) is not None}
         start = int(request.query.get("$skip", 0))
         page: dict[str, Any] = {"value": [_usage(world, *row) for row in list(rows.items())[start : start + PAGE]]}
         if start + PAGE < len(rows):
@@ -177,8 +177,9 @@ def _datastores(world: World, request: Request, names: list[str]) -> Answer:
     if names[0] not in DATASTORES:
         return refused(404, "UserError", f"Could not find datastore: {names[0]}")
     if names[-1] == "listSecrets":
-        signed = azurite.signature() if world.settings.azurite else world.new_signature("rcuwdlf")
-        return told({"secretsType": "Sas", "sasToken": f"?{signed}"})
+        if world.settings.secrets == "key":
+            return told({"secretsType": "AccountKey", "key": azurite.KEY})
+        return told({"secretsType": "Sas", "sasToken": f"?{world.new_signature('rwdlacu')}"})
     return told(_datastore(world, names[0]))
 
 
@@ -250,7 +251,7 @@ def _hash(asset: dict[str, Any]) -> str | None:
 
 def _upload(world: World, key: str) -> Answer:
     container = hashlib.sha256(key.encode()).hexdigest()[:20]
-    world.container(container).mkdir(parents=True, exist_ok=True)
+    world.account.make(container)
     uri = f"https://{ACCOUNT}.blob.core.windows.net/{container}"
     account = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers/Microsoft.Storage"
     return told(
@@ -258,7 +259,7 @@ def _upload(world: World, key: str) -> Answer:
             "pendingUploadId": str(uuid.uuid4()), "pendingUploadType": "TemporaryBlobReference",
             "blobReferenceForConsumption": {
                 "blobUri": uri, "storageAccountArmId": f"{account}/storageAccounts/{ACCOUNT}",
-                "credential": {"credentialType": "SAS", "sasUri": f"{uri}?{world.new_signature('rcwl')}"},
+                "credential": {"credentialType": "SAS", "sasUri": f"{uri}?{world.new_signature('rwlc')}"},
             },
         }
     )  # fmt: skip
@@ -325,6 +326,6 @@ def _problem(world: World, body: dict[str, Any]) -> str | None:
         family, cpus, _ = SIZES[size]
         spot = (body.get("queueSettings") or {}).get("jobTier") == "Spot"
         left = world.settings.quotas.get("low-priority" if spot else family, DEFAULT_QUOTA)
-        if left < cpus * int(body["resources"].get("instanceCount", 1)):
+        if (left or 0) < cpus * int(body["resources"].get("instanceCount", 1)):
             return f"The requested {cpus} vCPUs exceed the workspace's quota for {family}"
     return None

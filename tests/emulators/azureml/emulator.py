@@ -9,17 +9,20 @@ What it is: one process on a free port of 127.0.0.1. A client with `environment`
 management.azure.com, login.microsoftonline.com, the workspace's api.azureml.ms, its storage account and its key
 vault here, with the names unchanged and a certificate authority of the emulator's own; any other host is refused
 and noted (`strangers`). So azure-identity, azure-storage-blob and azure-ai-ml's MLClient run through it as they
-are, which the tests beside this file do. Jobs are processes with the variables that Azure ML documents, their
-`${{inputs.x}}` and `${{outputs.x}}` replaced, cancelled and interrupted by SIGTERM, their logs read as the run
-history names them.
+are, which the tests beside this file do. The storage account is Azurite, Microsoft's own emulator of Blob Storage:
+it computes signatures, reads tokens, keeps blocks and blobs, copies, lists and refuses as it does for anybody.
+Jobs are processes with the variables that Azure ML documents, their `${{inputs.x}}` and `${{outputs.x}}` replaced,
+cancelled and interrupted by SIGTERM; each attempt begins on an empty machine with what the account has, and its
+logs are blobs that grow, as the run history names them.
 
-What it is not: Azure. A container of the storage account is a folder, and a mount is that folder itself: the
-caches of blobfuse, and that it writes at a file's end, are not emulated. Images are a python of this machine;
-nothing is built. All machines of a job are this one. Signatures are looked up, not computed; account keys are not
-emulated. Who may do what is not read from roles: everything is allowed but what `deny` denies. That a spot job is
-queued again under its name, that SIGTERM comes with a grace period, and that a log goes on in the same file after
-an interruption are assumptions; the other kinds of `interrupt` are what users report. States take moments;
-sizes and quotas are invented.
+What it is not: Azure. A mount is a folder that is brought at the start and sent back a few times a second and at
+the end, file by file: that blobfuse fetches as a file is read, keeps what it knows for a while and writes at a
+file's end is not emulated; nor are a hierarchical namespace, replication and its delays. A signature
+or sign-in that `expire` takes back is refused before Azurite is asked, which knows only of times. Images are a
+python of this machine; nothing is built. All machines of a job are this one. Who may do what is not read from
+roles: everything is allowed but what `deny` denies. That a spot job is queued again under its name, that SIGTERM
+comes with a grace period, and that a log goes on in the same file after an interruption are assumptions; the other
+kinds of `interrupt` are what users report. States take moments; sizes and quotas are invented.
 """
 
 from __future__ import annotations
@@ -33,7 +36,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tests.emulators.azureml.world import GROUP, IDENTITY, SUBSCRIPTION, TENANT, VAULT, WORKSPACE
+import pytest
+
+from tests.emulators.azureml import azurite
+from tests.emulators.azureml.names import CLIENT, GROUP, IDENTITY, SUBSCRIPTION, TENANT, VAULT, WORKSPACE
 from tests.emulators.namespaces import prefix
 from tests.emulators.process import EmulatorProcess
 
@@ -58,7 +64,13 @@ class AzureMLEmulator:
         """Why it can't run here; None where it can."""
         if find_spec("azure") is None or find_spec("azure.identity") is None:
             return "the Azure ML emulator needs azure-identity (make test installs it)"
-        return prefix()[1]
+        return azurite.lacking() or prefix()[1]
+
+    @classmethod
+    def needed(cls) -> None:
+        """Skip the test that calls where it can't run; where FINELAUNCH_TESTS_NEED_AZURITE is set, fail it."""
+        if problem := cls.unavailable():
+            (pytest.fail if os.environ.get(azurite.NEEDED) else pytest.skip)(problem)
 
     def __enter__(self) -> AzureMLEmulator:
         self._process.start(_clean_environment())
@@ -74,18 +86,14 @@ class AzureMLEmulator:
         return {
             "HTTPS_PROXY": proxy, "https_proxy": proxy, "NO_PROXY": "", "no_proxy": "",
             "REQUESTS_CA_BUNDLE": authority, "SSL_CERT_FILE": authority,
-            "AZURE_TENANT_ID": TENANT, "AZURE_CLIENT_ID": "33333333-3333-3333-3333-333333333333",
+            "AZURE_TENANT_ID": TENANT, "AZURE_CLIENT_ID": CLIENT,
             "AZURE_CLIENT_SECRET": "emulated", "AZURE_CONFIG_DIR": str(self._process.folder / "no-az"),
         }  # fmt: skip
 
-    def blob(self, key: str, container: str = "azureml-blobstore") -> Path:
-        """Where a blob lies as a file."""
-        return self._process.folder / "blobs" / container / key
-
-    def blobs(self, prefix: str) -> dict[str, Path]:
-        """Every blob of the datastore below `prefix`, which ends in a slash."""
-        root = self.blob(prefix)
-        return {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
+    def blobs(self, prefix: str) -> dict[str, str]:
+        """Key -> ETag of every blob of the datastore whose key begins so."""
+        found: dict[str, str] = self._process.ask("blobs", prefix=prefix)
+        return found
 
     # What goes wrong.
 
@@ -158,9 +166,9 @@ class AzureMLEmulator:
         return found
 
     def log(self, job: str) -> list[str]:
-        """Every line of every machine of `job`, machine by machine."""
-        logs = sorted(self.blob(f"ExperimentRun/dcid.{job}/user_logs", "azureml").glob("*.txt"))
-        return [line for log in logs for line in log.read_text(errors="replace").splitlines()]
+        """Every line of every machine of `job`, machine by machine, that its log has by now."""
+        found: list[str] = self._process.ask("log", job=job)
+        return found
 
     def wait_for_line(self, job: str, pattern: str, timeout_s: float = 60) -> None:
         """Until the job has said something that matches: its program is running then."""

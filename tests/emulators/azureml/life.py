@@ -16,21 +16,17 @@ import subprocess
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.emulators.azureml.world import (
-    ACCOUNT,
-    GROUP,
-    IDENTITY,
-    PATH,
-    SUBSCRIPTION,
-    WORKSPACE,
-    World,
-    now,
-)
+from tests.emulators.azureml.account import Mount
+from tests.emulators.azureml.names import ACCOUNT, DATASTORES, GROUP, IDENTITY, PATH, SUBSCRIPTION, WORKSPACE
+from tests.emulators.azureml.world import World, now
 
-TICK_S = 0.05
+TICK_S, SYNC_S = 0.05, 0.2
+ARTIFACTS = DATASTORES["workspaceartifactstore"]
+"""The container of the jobs' logs."""
 OVER = ("Completed", "Failed", "Canceled")
 PREEMPTED = "PreemptionError: Nodes of this job got pre-empted."
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -54,7 +50,11 @@ class Life(threading.Thread):
         self.cancelled = threading.Event()
         self.attempts: list[dict[str, Any]] = []
         self.node = world.folder / "nodes" / name
-        self.artifacts = world.container("azureml") / f"ExperimentRun/dcid.{name}"
+        self.mounts: dict[str, Mount] = {}
+        self.logs = world.folder / "logs" / name
+        self.sent: dict[str, int] = {}
+        """Log -> how many bytes of it are in the account."""
+        self.sending = threading.Lock()
         self.processes: list[subprocess.Popen[bytes]] = []
         self.seconds = 0.0
 
@@ -89,12 +89,11 @@ class Life(threading.Thread):
 
     def details(self) -> dict[str, Any]:
         """What the run history tells, with a signed URL a log."""
-        pattern = self.artifacts.glob("user_logs/*.txt")
-        base = f"https://{ACCOUNT}.blob.core.windows.net/azureml/ExperimentRun/dcid.{self.name}/user_logs"
-        files = {
-            f"user_logs/{path.name}": f"{base}/{path.name}?{self.world.new_signature('r')}"
-            for path in sorted(pattern)
-        }
+        base = f"https://{ACCOUNT}.blob.core.windows.net/{ARTIFACTS}/ExperimentRun/dcid.{self.name}/user_logs"
+        with self.sending:
+            names = sorted(self.sent)
+        files = {f"user_logs/{name}": f"{base}/{name}?{self.world.new_signature('r')}" for name in names}
+        files["system_logs/lifecycler/lifecycler.log"] = f"{base}/system.log"  # of Azure's own, not the job's
         error = {"error": {"code": "UserError", "message": self.error}} if self.error else None
         return {
             "runId": self.name, "status": self.status, "startTimeUtc": self.began,
@@ -164,44 +163,93 @@ class Life(threading.Thread):
         note: dict[str, Any] = {"number": len(self.attempts) + 1, "why": None, "codes": None}
         self.attempts.append(note)
         shutil.rmtree(self.node, ignore_errors=True)
-        folders = self.mounted()
-        self.begin(folders)
+        self.begin(self.mounted())
         self.began = self.began or now()
         self.enter("Running")
         began = time.monotonic()
-        why = self.watch(began)
-        self.kill()
+        with self.syncing():
+            why = self.watch(began)
+            self.kill()
         self.seconds += time.monotonic() - began
         note["why"], note["codes"] = why, [process.returncode for process in self.processes]
         return why
 
     def mounted(self) -> dict[str, str]:
-        """`inputs.NAME` and `outputs.NAME` -> path: a mount is the container's own folder, a download a copy."""
-        found = {}
+        """`inputs.NAME` and `outputs.NAME` -> path on the machine, with what is there already."""
+        found, self.mounts = {}, {}
         for name, data in (self.properties.get("inputs") or {}).items():
             if data["jobInputType"] == "literal":
                 found[f"inputs.{name}"] = str(data["value"])
                 continue
-            path = self.world.located(data["uri"])
-            if data.get("mode") == "Download":
-                copied = self.node / "inputs" / name
-                if not path.exists():
-                    raise FileNotFoundError(f"input {name}: nothing at {data['uri']}")
-                (shutil.copytree if path.is_dir() else shutil.copy)(path, _parent(copied))
-                path = copied
-            found[f"inputs.{name}"] = str(path)
+            of_file = data["jobInputType"] == "uri_file"
+            mount = Mount(self.world.account, data["uri"], self.node / "inputs" / name, of_file)
+            if not mount.bring():
+                raise FileNotFoundError(f"input {name}: nothing at {data['uri']}")
+            found[f"inputs.{name}"] = str(mount.path)
         for name, data in (self.properties.get("outputs") or {}).items():
             uri = data.get("uri") or f"azureml://datastores/workspaceblobstore/paths/azureml/{self.name}/{name}/"
-            path = self.world.located(uri)
-            path.mkdir(parents=True, exist_ok=True)
-            found[f"outputs.{name}"] = str(path)
+            mount = self.mounts[name] = Mount(self.world.account, uri, self.node / "outputs" / name)
+            mount.bring()
+            found[f"outputs.{name}"] = str(mount.path)
         return found
+
+    @contextlib.contextmanager
+    def syncing(self) -> Iterator[None]:
+        """Inside what is new is sent a few times a second, and at the end."""
+        over = threading.Event()
+
+        def work() -> None:
+            while not over.wait(SYNC_S):
+                self.sync()
+
+        beside = threading.Thread(target=work, daemon=True)  # what must stop at a line must not wait for this
+        beside.start()
+        try:
+            yield
+        finally:
+            over.set()
+            beside.join()
+        self.sync()
+
+    def sync(self) -> None:
+        """Send what is new: outputs first, so that what a line of the log tells of is there when it is read."""
+        sizes = {path.name: path.stat().st_size for path in self.logs.glob("*.txt")}
+        for mount in self.mounts.values():
+            mount.send()
+        if self.settings.log_delay_s:
+            later = threading.Timer(self.settings.log_delay_s, self.send_logs, (sizes,))
+            later.daemon = True
+            later.start()
+        else:
+            self.send_logs(sizes)
+
+    def send_logs(self, sizes: dict[str, int]) -> None:
+        """What is new in the logs up to these sizes."""
+        with self.sending:
+            for name, size in sizes.items():
+                begin = self.sent.get(name, 0)
+                with (self.logs / name).open("rb") as log:
+                    log.seek(begin)
+                    new = log.read(max(0, size - begin))
+                key = f"ExperimentRun/dcid.{self.name}/user_logs/{name}"
+                self.world.account.append(ARTIFACTS, key, new, first=name not in self.sent)
+                self.sent[name] = begin + len(new)
+
+    def sent_lines(self) -> list[str]:
+        """Every line of every machine that the account has."""
+        with self.sending:
+            sent = sorted(self.sent.items())
+        return [
+            line
+            for name, size in sent
+            for line in (self.logs / name).read_bytes()[:size].decode(errors="replace").splitlines()
+        ]
 
     def begin(self, folders: dict[str, str]) -> None:
         properties = self.properties
         command = EXPRESSION.sub(lambda match: folders[match[1]], properties["command"])
         work = self.node / "wd"
-        work.mkdir(parents=True)
+        work.mkdir(parents=True, exist_ok=True)
         self.take_code(work)
         shims = self.node / "bin"
         shims.mkdir()
@@ -211,8 +259,8 @@ class Life(threading.Thread):
         nodes = int((properties.get("resources") or {}).get("instanceCount", 1))
         distribution = properties.get("distribution") or {}
         each = int(distribution.get("processCountPerInstance") or 1)
-        logs, port = self.artifacts / "user_logs", _free_port()
-        logs.mkdir(parents=True, exist_ok=True)
+        port = _free_port()
+        self.logs.mkdir(parents=True, exist_ok=True)
         self.processes = []
         for rank in range(nodes * each):
             env = self.environment(shims, nodes, folders)
@@ -222,7 +270,7 @@ class Life(threading.Thread):
                     "RANK": str(rank), "LOCAL_RANK": str(rank % each), "WORLD_SIZE": str(nodes * each),
                 }  # fmt: skip
             name = "std_log.txt" if nodes * each == 1 else f"std_log_process_{rank}.txt"
-            with (logs / name).open("ab") as log:
+            with (self.logs / name).open("ab") as log:
                 self.processes.append(
                     subprocess.Popen(
                         [*_dying(), "/bin/bash", "-c", command], cwd=work, env=env, stdin=subprocess.DEVNULL,
@@ -235,7 +283,7 @@ class Life(threading.Thread):
         found = re.search(r"/codes/([^/]+)/versions/([^/]+)$", str(self.properties.get("codeId")))
         if found:
             uri = self.world.assets["codes"][f"{found[1]}:{found[2]}"]["properties"]["codeUri"]
-            shutil.copytree(self.world.located(uri), work, dirs_exist_ok=True)
+            Mount(self.world.account, uri, work).bring()
 
     def environment(self, shims: Path, nodes: int, folders: dict[str, str]) -> dict[str, str]:
         """What Azure ML sets, what stands for the managed identity, and the job's own."""
@@ -293,7 +341,7 @@ class Life(threading.Thread):
 
     def lines(self) -> list[str]:
         """Every line of every machine's log."""
-        logs = sorted(self.artifacts.glob("user_logs/*.txt"))
+        logs = sorted(self.logs.glob("*.txt"))
         return [line for log in logs for line in log.read_text(errors="replace").splitlines()]
 
     def signal(self, number: signal.Signals) -> None:
@@ -308,11 +356,6 @@ class Life(threading.Thread):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-
-
-def _parent(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def _dying() -> list[str]:

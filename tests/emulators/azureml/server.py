@@ -18,8 +18,10 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tests.emulators.azureml import pki, service
-from tests.emulators.azureml.wire import Answer, Request, refused, told
-from tests.emulators.azureml.world import DATASTORES, Settings, World
+from tests.emulators.azureml.account import Account
+from tests.emulators.azureml.azurite import Azurite
+from tests.emulators.azureml.wire import Answer, Request, refused, refused_blob, told
+from tests.emulators.azureml.world import Settings, World
 from tests.emulators.faults import Fault
 
 ENDING_S = 5
@@ -116,12 +118,14 @@ class Inside(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do_PATCH = _answer
 
     def _made(self, world: World, request: Request, name: str, operation: str, fault: Fault | None) -> Answer:
+        refuse = refused_blob if name == "blob" else refused
         if fault is not None and fault.kind in STATUS:
-            busy = refused(STATUS[fault.kind], "ServerBusy", "emulated trouble")
+            busy = refuse(STATUS[fault.kind], "ServerBusy", "emulated trouble")
             busy.headers["Retry-After"] = "0"
             return busy
         if world.is_denied(name, operation):
-            return refused(403, "AuthorizationFailed", f"The client does not have authorization for {operation}")
+            code = world.settings.blob_denial if name == "blob" else "AuthorizationFailed"
+            return refuse(403, code, f"The client does not have authorization for {operation}")
         try:
             return service.answer(world, request)
         except Exception as exc:  # noqa: BLE001 - a fault of the emulator's must be seen as one
@@ -150,9 +154,9 @@ class Server(ThreadingHTTPServer):
 
 def main() -> None:
     world = World(Settings(**json.loads(sys.stdin.readline())))
-    for container in DATASTORES.values():
-        world.container(container).mkdir(parents=True, exist_ok=True)
     world.authority, pair = pki.make(world.folder)
+    azurite = Azurite(world.authority, pair)
+    world.account = Account(azurite)
     Front.world, Front.tls = world, ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     Front.tls.load_cert_chain(pair)
     server = Server(("127.0.0.1", 0), Front)
@@ -166,6 +170,7 @@ def main() -> None:
     world.closing.set()
     for job in list(world.jobs.values()):
         job.join(ENDING_S)
+    azurite.stop()
     os._exit(0)
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from urllib.parse import parse_qs
 
-from tests.emulators.azureml import arm, azurite, blobs
-from tests.emulators.azureml.wire import Answer, Request, refused, told
-from tests.emulators.azureml.world import ACCOUNT, DEVELOPER, IDENTITY, REGION, REGISTRY, VAULT, World
+from tests.emulators.azureml import account, arm
+from tests.emulators.azureml.names import ACCOUNT, DEVELOPER, IDENTITY, REGION, REGISTRY, VAULT
+from tests.emulators.azureml.wire import Answer, Request, refused, refused_blob, told
+from tests.emulators.azureml.world import World
 
 LOGIN_HOST, ARM_HOST = "login.microsoftonline.com", "management.azure.com"
 SERVICE_HOST, BLOB_HOST = f"{REGION}.api.azureml.ms", f"{ACCOUNT}.blob.core.windows.net"
@@ -26,7 +27,7 @@ def operation(request: Request) -> str:
     if service == "arm":
         return arm.operation(request)
     if service == "blob":
-        return blobs.operation(request)
+        return account.operation(request)
     if service == "aad":
         return "Token" if request.path.endswith("/token") else "Discover"
     if service == "history":
@@ -38,10 +39,8 @@ def operation(request: Request) -> str:
 
 def answer(world: World, request: Request) -> Answer:
     """What the host answers."""
-    made = {"aad": _sign_in, "arm": arm.answer, "history": _history, "blob": blobs.answer, "vault": _vault,
+    made = {"aad": _sign_in, "arm": arm.answer, "history": _history, "blob": _stored, "vault": _vault,
             "registry": _registry}  # fmt: skip
-    if request.host == BLOB_HOST and world.settings.azurite:
-        return azurite.forward(world.settings.azurite, request)
     return made[SERVICES[request.host]](world, request)
 
 
@@ -66,6 +65,14 @@ def _sign_in(world: World, request: Request) -> Answer:
     audience = asked["scope"].split()[0].removesuffix("/.default").rstrip("/")
     token = world.new_token(DEVELOPER, audience)
     return told({"token_type": "Bearer", "expires_in": 3600, "ext_expires_in": 3600, "access_token": token})
+
+
+def _stored(world: World, request: Request) -> Answer:
+    if not world.has_ended(request):
+        return world.account.azurite.forward(request)
+    if "authorization" in request.headers:
+        return refused_blob(401, "InvalidAuthenticationInfo", "It has ended.")
+    return refused_blob(403, "AuthenticationFailed", "It has ended.")
 
 
 def _history(world: World, request: Request) -> Answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from backends.azureml.places import JOB_TAG
 from backends.azureml.storage import Storage
 from backends.base import JobRef, JobState, JobStatus, Plan, Site
 from cost.estimate import estimate
-from launcher.errors import BackendError, UnreachableError
+from launcher.errors import BackendError, CredentialsError, QuotaError, UnreachableError
 from tests.emulators.azureml.emulator import AzureMLEmulator
+from tests.emulators.azureml.names import ACCOUNT, CLIENT, DEVELOPER, GROUP, SUBSCRIPTION, TENANT
 from tests.unit.azureml_jobs import bundle, job
 
 WAITS = "trap 'exit 143' TERM; echo up; while true; do sleep 0.05; done"
 FAILS = "echo up; exit 3"
 SIZE = "Standard_NC8as_T4_v3"
+ARTIFACTS = "workspaceartifactstore"
 SPOT = {"queueSettings": {"jobTier": "Spot"}}
 NUMBERS = itertools.count()
 
@@ -62,6 +65,12 @@ class Jobs:
         store = Storage(Azure(), self.path, "workspaceblobstore")
         store.put(f"finelaunch/jobs/{ref.id}/output/{name}", json.dumps(content).encode())
 
+    def write_log(self, ref: JobRef, content: bytes, name: str = "std_log.txt") -> None:
+        """The log as if its machine had written this."""
+        store, key = Storage(Azure(), self.path, ARTIFACTS), f"ExperimentRun/dcid.{ref.id}/user_logs/{name}"
+        store.remove(key)
+        store.put(key, content)
+
     def end(self, ref: JobRef) -> JobStatus:
         until = time.monotonic() + 30
         while not (status := self.backend.status(ref)).state.terminal:
@@ -70,13 +79,13 @@ class Jobs:
         return status
 
 
-def planned(jobs: Jobs, spot: bool = False) -> Plan:
+def planned(jobs: Jobs, spot: bool = False, name: str = "triage-1", site: Site | None = None) -> Plan:
     spec = job(resources={"gpu": "T4", "spot": spot})
     offer = next(offer for offer in jobs.backend.offers(spec.resources) if offer.instance_type == SIZE)
-    name = "triage-1"
-    request = jobs.backend.render(spec, offer, bundle(), jobs.site(), name, name)
+    site = site or jobs.site()
+    request = jobs.backend.render(spec, offer, bundle(), site, name, name)
     return Plan(
-        job=spec, offer=offer, bundle=bundle(), site=jobs.site(), token=name, lineage=name,
+        job=spec, offer=offer, bundle=bundle(), site=site, token=name, lineage=name,
         request=request, estimate=estimate(offer, 24.0),
     )  # fmt: skip
 
@@ -121,12 +130,10 @@ def test_a_job_that_ended_by_itself_or_was_cancelled_is_not_preempted(jobs: Jobs
 
 
 def test_a_cancelled_job_whose_cluster_was_lost_meanwhile_stays_cancelled(jobs: Jobs) -> None:
-    mark = "${{outputs.output}}/go"
-    ref = jobs.start(WAITS.replace("'exit", f"'until [ -e {mark} ]; do sleep 0.05; done; exit"), **SPOT)
+    ref = jobs.start(WAITS.replace("'exit", "'sleep 2; exit"), **SPOT)
     jobs.azure.wait_for_line(ref.id, "up")
     jobs.backend.cancel(ref)
     jobs.azure.interrupt(ref.id, kind="lost")
-    jobs.leave(ref, "go", None)
     status = jobs.end(ref)
     assert jobs.azure.attempts(ref.id)[-1]["why"] == "cancel"
     assert (status.state, status.preempted) == (JobState.CANCELLED, False)
@@ -165,10 +172,43 @@ def test_a_last_line_without_its_end_is_held_until_no_more_can_come(
     jobs.end(ref)
     first = list(jobs.backend.logs(ref))
     assert [line.text for line in first] == ["whole"]
-    with jobs.azure.blob(f"ExperimentRun/dcid.{ref.id}/user_logs/std_log.txt", "azureml").open("a") as log:
-        log.write(" is whole, too")  # flushed late
+    jobs.write_log(ref, b"whole\nhalf is whole, too")  # flushed late
     monkeypatch.setattr("backends.azureml.jobs.SETTLED_S", 0)
     assert [line.text for line in jobs.backend.logs(ref, first[-1].cursor)] == ["half is whole, too"]
+
+
+def test_eight_jobs_at_once_that_are_sent_twice_each_are_eight_jobs(jobs: Jobs) -> None:
+    plans = [planned(jobs, name=f"many-{number}") for number in range(8)]
+    for plan in plans:
+        plan.request["job"]["properties"]["command"] = "cat ${{inputs.bundle}}/job.json"
+    jobs.backend._put_environment(plans[0].request["environment"])
+    bucket = Storage(Azure(), jobs.path, "workspaceblobstore")
+    bucket.put(f"finelaunch/bundles/{plans[0].bundle.sha256}/job.json", b"up\n")
+    with ThreadPoolExecutor(16) as pool:  # as many launchers
+        refs = list(pool.map(lambda plan: AzureMLBackend(Path("unused")).submit(plan), [*plans, *plans]))
+    assert sorted({ref.id for ref in refs}) == [plan.token for plan in plans]
+    assert sum(name.startswith("many-") for name in jobs.azure.jobs()) == 8
+    assert {jobs.end(ref).state for ref in refs} == {JobState.SUCCEEDED}
+    for ref in set(refs):
+        assert [line.text for line in jobs.backend.logs(ref)] == ["up"]
+
+
+def test_a_log_that_another_machine_writes_anew_loses_and_repeats_no_line_however_long_it_is(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backends.azureml.logs.MOST", 500)  # several requests a look
+    ref = jobs.start("seq 100 140 | sed 's/^/the first machine, line /'")
+    jobs.end(ref)
+    old = [f"the first machine, line {number}" for number in range(100, 141)]
+    told = list(jobs.backend.logs(ref))
+    assert [line.text for line in told] == old
+    cursor = told[20].cursor
+    for count in (1, 20, 21, 41, 60):  # shorter, as long as what was read, and longer
+        new = [f"the other machine, line {number}" for number in range(100, 100 + count)]
+        jobs.write_log(ref, "".join(f"{line}\n" for line in new).encode())
+        assert [line.text for line in jobs.backend.logs(ref, cursor)] == new
+    jobs.write_log(ref, "".join(f"{line}\n" for line in [*old, "and one more"]).encode())
+    assert [line.text for line in jobs.backend.logs(ref, cursor)] == [*old[21:], "and one more"]
 
 
 def test_a_removal_that_takes_too_long_is_told(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,15 +248,73 @@ def test_what_is_not_there_is_told_by_its_kind(jobs: Jobs, fact: str, value: str
 
 
 @pytest.mark.parametrize("spot", [False, True])
-@pytest.mark.parametrize(("quota", "used", "fatal"), [(8, 0, None), (1000, 996, False), (4, 0, True)])
+@pytest.mark.parametrize(
+    ("quota", "used", "fatal"), [(8, 0, None), (1000, 996, False), (4, 0, True), (None, 0, False)]
+)
 def test_quota_that_is_in_use_is_waited_for_and_quota_that_is_too_small_is_not(
-    jobs: Jobs, quota: int, used: int, fatal: bool | None, spot: bool
+    jobs: Jobs, quota: int | None, used: int, fatal: bool | None, spot: bool
 ) -> None:
     plan = planned(jobs, spot)
     row = "low-priority" if spot else "standardNCASv3_T4Family"  # the first is on the list's second page
     jobs.azure.set(quotas={row: quota}, used={row: used})
     told = [p for p in jobs.backend.check(jobs.site(), plan) if p.kind == "quota"]
     assert [p.fatal for p in told] == ([] if fatal is None else [fatal])
+    assert all("list-usage --location eastus" in p.fix for p in told)
+    if (quota or 0) < 8:  # Azure ML's own answer, where it was not looked at before
+        jobs.backend._put_environment(plan.request["environment"])
+        with pytest.raises(QuotaError, match="exceed") as refused:
+            jobs.backend.submit(plan)
+        assert "ml.azure.com/quota" in (refused.value.hint or "")
+
+
+def test_a_cluster_at_full_price_is_told_to_a_spot_job_with_the_command_that_makes_a_cheap_one(jobs: Jobs) -> None:
+    jobs.azure.set(computes={"own": {"vmSize": SIZE}, "cheap": {"vmSize": SIZE, "vmPriority": "LowPriority"}})
+    told = {}
+    for name in ("own", "cheap"):
+        site = Site(backend="azureml", facts={**jobs.site().facts, "spot_compute": name})
+        told[name] = jobs.backend.check(site, planned(jobs, spot=True, site=site))
+    (problem,) = told["own"]
+    assert "billed in full" in problem.what
+    assert "az ml compute create --name NAME" in problem.fix
+    assert f"--tier low_priority --size {SIZE}" in problem.fix
+    assert told["cheap"] == []
+
+
+def test_a_name_that_another_job_has_is_not_taken_for_ones_own(jobs: Jobs) -> None:
+    taken = jobs.start("true")
+    with pytest.raises(BackendError, match="another job named") as refused:
+        jobs.backend.submit(planned(jobs, name=taken.id))
+    assert refused.value.hint
+    jobs.end(taken)
+
+
+def test_a_datastore_that_may_not_be_read_is_told_with_the_command_that_opens_it(jobs: Jobs) -> None:
+    account = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers/Microsoft.Storage/storageAccounts/"
+    jobs.azure.deny("blob:*")
+    (problem,) = jobs.backend.check(jobs.site())
+    assert f"--assignee {DEVELOPER} --scope {account}{ACCOUNT}" in problem.fix
+    assert f"you (application {CLIENT}, by environment variables" in problem.what
+    jobs.azure.set(blob_denial="AuthorizationFailure")
+    (problem,) = jobs.backend.check(jobs.site())
+    assert f"az storage account network-rule add --account-name {ACCOUNT}" in problem.fix
+
+
+def test_in_another_region_the_jobs_of_all_its_workspaces_are_found(jobs: Jobs) -> None:
+    ref = jobs.start("true", tags={JOB_TAG: "any"})
+    abroad = Site(backend="azureml", facts={**jobs.site().facts, "workspace": "abroad", "region": "westus3"})
+    assert ref in list(jobs.backend.discover(abroad, "eastus"))
+    assert list(jobs.backend.discover(jobs.site(), "westus3")) == []
+    assert ref in list(jobs.backend.discover(jobs.site(), "eastus"))
+    jobs.end(ref)
+
+
+def test_who_asks_and_where_is_told_in_a_line(jobs: Jobs) -> None:
+    said = jobs.backend.signed_in(jobs.site())
+    assert said.startswith(f"application {CLIENT}, by environment variables (AZURE_CLIENT_ID")
+    assert said.endswith(f"tenant {TENANT}, subscription {SUBSCRIPTION}")
+    jobs.azure.expire()
+    with pytest.raises(CredentialsError, match="sign"):
+        AzureMLBackend(Path("unused")).signed_in(jobs.site())
 
 
 @pytest.mark.filterwarnings("ignore")  # azure-ai-ml's and marshmallow's own, hundreds
@@ -232,4 +330,6 @@ def test_azures_own_client_sees_the_job_that_was_sent(jobs: Jobs) -> None:
     seen = ml.jobs.get(ref.id)
     assert (seen.name, seen.tags[JOB_TAG]) == (ref.id, ref.id)
     assert {"output", "checkpoints"} <= set(seen.outputs)
-    assert [found.name for found in ml.jobs.list(tag=JOB_TAG)] == [ref.id]
+    named = [found.name for found in ml.jobs.list(tag=JOB_TAG)]
+    assert ref.id in named
+    assert {found.id for found in jobs.backend.discover(jobs.site())} == set(named)

@@ -96,6 +96,23 @@ def test_an_upload_and_a_download_that_take_longer_than_a_signature_go_on(
     assert len(signed_in.calls("ListSecrets")) > 4
 
 
+@pytest.mark.parametrize(("secrets", "asked"), [("none", 0), ("key", 1), ("sas", 1)])
+def test_a_datastore_is_used_with_what_it_has_a_signature_a_key_or_the_users_sign_in(
+    storage: Storage, signed_in: AzureMLEmulator, tmp_path: Path, secrets: str, asked: int
+) -> None:
+    signed_in.set(secrets=secrets)
+    content = os.urandom(3 * PART)
+    first, second = (bundle(tmp_path, f"{mark}-{secrets}", content) for mark in ("first", "second"))
+    storage.put_bundle(first, "job-5", lambda _: None)
+    storage.put_bundle(second, "job-6", lambda _: None)  # the large file is copied
+    storage.drop_bundle(first.sha256, "job-5")
+    assert b"".join(storage.read_from(key_of(second), 1)) == content[1:]
+    storage.drop_bundle(second.sha256, "job-6")
+    assert [key for each in (first, second) for key, _ in storage.keys(f"finelaunch/bundles/{each.sha256}")] == []
+    assert len(signed_in.calls("ListSecrets")) == asked
+    assert len(signed_in.calls("CopyBlob")) == 1
+
+
 def test_a_secret_that_cannot_be_asked_for_now_is_not_taken_for_one_that_may_not(
     storage: Storage, signed_in: AzureMLEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.emulators.azureml import account
 from tests.emulators.azureml.emulator import DONE, AzureMLEmulator
-from tests.emulators.azureml.world import ACCOUNT
+from tests.emulators.azureml.names import ACCOUNT
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # azure-ai-ml's and marshmallow's own, hundreds
 
@@ -27,22 +28,11 @@ print('rank', rank, 'of', size)
 
 @pytest.fixture(scope="module")
 def azure() -> Iterator[AzureMLEmulator]:
-    if problem := AzureMLEmulator.unavailable():
-        pytest.skip(problem)
+    AzureMLEmulator.needed()
     with AzureMLEmulator(sys.executable, grace_s=2) as made, pytest.MonkeyPatch.context() as patch:
         for name, value in made.environment.items():
             patch.setenv(name, value)
         yield made
-
-
-@pytest.fixture
-def container(azure: AzureMLEmulator) -> Any:
-    identity = pytest.importorskip("azure.identity")
-    blob = pytest.importorskip("azure.storage.blob")
-    url = f"https://{ACCOUNT}.blob.core.windows.net"
-    made = blob.ContainerClient(url, "azureml-blobstore", credential=identity.EnvironmentCredential())
-    yield made
-    azure.clear()
 
 
 @pytest.fixture(scope="module")
@@ -55,45 +45,39 @@ def ml(azure: AzureMLEmulator) -> Any:
     return MLClient(EnvironmentCredential(), azure.subscription, azure.group, azure.workspace, show_progress=False)
 
 
-def test_blobs_are_written_read_listed_and_removed(container: Any) -> None:
-    container.upload_blob("t/a b&c.txt", b"hello", validate_content=True)
-    assert container.download_blob("t/a b&c.txt", offset=2).readall() == b"llo"
-    assert [(b.name, b.size) for b in container.list_blobs(name_starts_with="t/")] == [("t/a b&c.txt", 5)]
-    container.delete_blob("t/a b&c.txt")
-    assert list(container.list_blobs(name_starts_with="t/")) == []
-
-
-def test_a_large_blob_is_put_together_from_blocks_in_the_order_of_the_list(container: Any) -> None:
-    from azure.storage.blob import BlobBlock
-
-    blob = container.get_blob_client("t/large")
-    blob.stage_block("b", b"two")
-    blob.stage_block("a", b"one")
-    assert {block.id: block.size for block in blob.get_block_list("uncommitted")[1]} == {"a": 3, "b": 3}
-    blob.commit_block_list([BlobBlock("a"), BlobBlock("b")])
-    assert blob.download_blob().readall() == b"onetwo"
-
-
-def test_a_listing_goes_on_over_pages(container: Any, azure: AzureMLEmulator) -> None:
-    folder = azure.blob("many")
-    folder.mkdir(parents=True, exist_ok=True)
-    for number in range(1005):
-        (folder / f"{number:04d}").write_bytes(b"")
-    assert len(list(container.list_blobs(name_starts_with="many/"))) == 1005
-
-
-def test_a_signature_is_needed_and_an_ended_sign_in_is_refused(container: Any, azure: AzureMLEmulator) -> None:
-    from azure.core.exceptions import HttpResponseError
+def container(credential: Any) -> Any:
     from azure.storage.blob import ContainerClient
 
     url = f"https://{ACCOUNT}.blob.core.windows.net"
-    for wrong in (None, "sv=2023-11-03&sig=made-up"):
+    return ContainerClient(url, "azureml-blobstore", credential=credential, retry_total=0)
+
+
+def test_the_storage_account_takes_its_signatures_and_the_sign_in_and_nobody_elses(
+    azure: AzureMLEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity = pytest.importorskip("azure.identity")
+    from azure.core.exceptions import HttpResponseError
+
+    credential = identity.EnvironmentCredential()
+    container(credential).upload_blob("t/a b&c.txt", b"hello", validate_content=True)
+    signature = account.sign("rwl", 60)
+    assert container(signature).download_blob("t/a b&c.txt", offset=2).readall() == b"llo"
+    forged = signature.replace("sp=rwl", "sp=rwdl")
+    reads_only, ended = account.sign("r", 60), account.sign("rwl", -60)
+    for wrong in (None, forged, reads_only, ended):
         with pytest.raises(HttpResponseError):
-            list(ContainerClient(url, "azureml-blobstore", credential=wrong, retry_total=0).list_blobs())
-    assert isinstance(list(container.list_blobs(name_starts_with="none/")), list)
+            list(container(wrong).list_blobs())
+    for_arm = credential.get_token("https://management.azure.com/.default")
+    monkeypatch.setattr(credential, "get_token_info", lambda *_, **__: for_arm)
+    monkeypatch.setattr(credential, "get_token", lambda *_, **__: for_arm)
+    with pytest.raises(HttpResponseError):  # a token for somebody else
+        list(container(credential).list_blobs())
+    with pytest.raises(HttpResponseError):
+        container(signature).delete_blob("t/a b&c.txt")
     azure.expire()
     with pytest.raises(HttpResponseError):
-        list(container.list_blobs(name_starts_with="none/"))
+        list(container(identity.EnvironmentCredential()).list_blobs())
+    azure.clear()
 
 
 def test_mlclients_job_runs_on_two_machines_with_code_inputs_and_outputs(
@@ -120,8 +104,10 @@ def test_mlclients_job_runs_on_two_machines_with_code_inputs_and_outputs(
     while (status := ml.jobs.get("sdk-1").status) not in DONE and time.monotonic() < until:
         time.sleep(0.1)
     assert status == "Completed", azure.log("sdk-1")
-    found = {name: path.read_text() for name, path in azure.blobs("mine/").items()}
-    assert found == {f"{rank}.txt": "data42" for rank in range(4)}
+    keys = list(azure.blobs("mine/"))
+    assert keys == [f"mine/{rank}.txt" for rank in range(4)]
+    blobs = container(account.sign("r", 60))
+    assert [blobs.download_blob(key).readall() for key in keys] == [b"data42"] * 4
     assert sorted(azure.log("sdk-1")) == [f"rank {rank} of 4" for rank in range(4)]
     assert azure.strangers() == []
 

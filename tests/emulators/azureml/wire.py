@@ -42,3 +42,10 @@ def told(value: Any, status: int = 200, **headers: str) -> Answer:
 def refused(status: int, code: str, message: str) -> Answer:
     """An error as Azure Resource Manager writes it."""
     return told({"error": {"code": code, "message": message}}, status)
+
+
+def refused_blob(status: int, code: str, message: str) -> Answer:
+    """An error as a storage account writes it."""
+    body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+    headers = {"Content-Type": "application/xml", "x-ms-error-code": code}
+    return Answer(status=status, body=body, headers=headers)

@@ -14,25 +14,14 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
+from tests.emulators.azureml.account import Account, sign
+from tests.emulators.azureml.names import CLIENT, DATASTORES, DEVELOPER, TENANT
+from tests.emulators.azureml.wire import Request
 from tests.emulators.faults import FAULTS, Fault, Interruption
 from tests.warm_starts import WarmStarts
 
-SUBSCRIPTION = "00000000-0000-0000-0000-000000000001"
-GROUP, WORKSPACE, REGION, ACCOUNT, VAULT = "fake-group", "fake-space", "eastus", "fakestore", "fakevault"
-TENANT = "22222222-2222-2222-2222-222222222222"
-IDENTITY = "44444444-4444-4444-4444-444444444444"
-"""Client id of the managed identity that jobs may have."""
-PRINCIPAL = "55555555-5555-5555-5555-555555555555"
-"""The same identity's object id."""
-REGISTRY = "fakeregistry"
-DEVELOPER = "developer"
-DATASTORES = {"workspaceblobstore": "azureml-blobstore", "workspaceartifactstore": "azureml"}
-"""Datastore -> its container."""
-PATH = (
-    f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers/Microsoft.MachineLearningServices"
-    f"/workspaces/{WORKSPACE}"
-)
 TOKEN_S = 3600
 MOST_CALLS = 20_000
 
@@ -50,12 +39,16 @@ class Settings:
     """Between SIGTERM and SIGKILL. How long Azure ML gives is not documented."""
     pace_s: float = 0.05
     """How long a state without work of its own lasts."""
+    log_delay_s: float = 0
+    """How long after it was written a line of a log is in the account, also after the job's end."""
     secrets: str = "sas"
-    """What listSecrets answers: `sas`, or `none` for a datastore without credentials (the user's sign-in)."""
+    """What listSecrets answers: `sas`, `key`, or `none` for a datastore without credentials (the sign-in)."""
     signature_s: float = 3600
     """How long a signature that is made from now on is accepted."""
-    quotas: dict[str, int] = field(default_factory=dict)
-    """Family, or `low-priority` -> vCPUs; default: 1000."""
+    blob_denial: str = "AuthorizationPermissionMismatch"
+    """Why the storage account denies what `deny` says: a role, or `AuthorizationFailure` for its firewall."""
+    quotas: dict[str, int | None] = field(default_factory=dict)
+    """Family, or `low-priority` -> vCPUs; default: 1000. None: Azure ML lists no such quota, and there is none."""
     used: dict[str, int] = field(default_factory=dict)
     """Family, or `low-priority` -> vCPUs that are in use."""
     deleted_secrets: list[str] = field(default_factory=list)
@@ -72,8 +65,6 @@ class Settings:
     """What the container registry has."""
     computes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Name -> {vmSize, vmPriority, maxNodeCount}."""
-    azurite: int = 0
-    """Port of an Azurite that answers for the storage account; 0: this emulator does."""
     life_s: float = 1800
     """After which the emulator ends itself, whatever happens."""
 
@@ -99,8 +90,8 @@ class World:
         self.logged_out = False
         self.tokens: dict[str, tuple[str, str, float]] = {}
         """Bearer token -> (who, audience, when it ends)."""
-        self.signatures: dict[str, tuple[str, float]] = {}
-        """`sig` of a signed URL -> the permissions that it gives, and when it ends."""
+        self.signatures: dict[str, bool] = {}
+        """`sig` of every signed URL -> has it been taken back?"""
         self.vault: dict[str, list[str]] = {}
         self.assets: dict[str, dict[str, dict[str, Any]]] = {
             "codes": {},
@@ -109,29 +100,20 @@ class World:
             "models": {},
         }
         self.jobs: dict[str, Any] = {}
-        self.metadata: dict[str, dict[str, str]] = {}
+        self.account: Account
+        """Set before the first request."""
 
     @property
     def folder(self) -> Path:
         return Path(self.settings.folder)
 
-    def container(self, name: str) -> Path:
-        """A container of the storage account: a folder, in which a mount is a folder, too."""
-        return self.folder / "blobs" / name
-
-    def located(self, uri: str) -> Path:
-        """The folder or file of azureml://.../datastores/NAME/paths/PATH, or of a blob's URL."""
-        if "datastores/" in uri:
-            store, _, path = uri.partition("datastores/")[2].partition("/")
-            return self.container(DATASTORES[store]) / path.removeprefix("paths/").strip("/")
-        container, _, path = uri.partition("core.windows.net/")[2].partition("/")
-        return self.container(container) / path.strip("/")
-
     def new_token(self, who: str, audience: str) -> str:
-        """Three parts in base64, as a JWT has them; nobody but this emulator reads it."""
+        """Three parts in base64, as a JWT has them; its signature is none."""
         now = int(time.time())
-        claims = {"aud": audience, "iss": f"https://sts.windows.net/{TENANT}/", "nbf": now - 60,
+        claims = {"aud": audience, "iss": f"https://sts.windows.net/{TENANT}/", "nbf": now - 60, "iat": now - 60,
                   "exp": now + TOKEN_S, "oid": who, "tid": TENANT}  # fmt: skip
+        if who == DEVELOPER:
+            claims["appid"] = CLIENT
         parts = [json.dumps(part).encode() for part in ({"alg": "none", "typ": "JWT"}, claims)]
         parts.append(secrets.token_bytes(12))
         token = ".".join(base64.urlsafe_b64encode(part).rstrip(b"=").decode() for part in parts)
@@ -147,11 +129,15 @@ class World:
 
     def new_signature(self, permissions: str) -> str:
         """The query of a signed URL."""
-        signature = secrets.token_urlsafe(24)
-        until = time.time() + self.settings.signature_s
-        self.signatures[signature] = permissions, until
-        ends = datetime.fromtimestamp(until, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        return f"sv=2023-11-03&ss=b&srt=sco&sp={permissions}&se={ends.replace(':', '%3A')}&sig={signature}"
+        made = sign(permissions, self.settings.signature_s)
+        self.signatures.setdefault(dict(parse_qsl(made))["sig"], False)
+        return made
+
+    def has_ended(self, request: Request) -> bool:
+        """Is it signed, or sent with a sign-in, that somebody has taken back? The account can't know."""
+        if header := request.headers.get("authorization"):
+            return self.logged_out and self.tokens.get(header.removeprefix("Bearer "), ("",))[0] == DEVELOPER
+        return self.signatures.get(request.query.get("sig", ""), False)
 
     def is_denied(self, service: str, operation: str) -> bool:
         return any(fnmatch.fnmatchcase(f"{service}:{operation}", pattern) for pattern in self.denied)
@@ -183,7 +169,7 @@ class World:
 
     def do_expire(self) -> None:
         self.logged_out = True
-        self.signatures.clear()
+        self.signatures = dict.fromkeys(self.signatures, True)
 
     def do_login(self) -> None:
         self.logged_out = False
@@ -217,6 +203,12 @@ class World:
     def do_attempts(self, job: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.jobs[job].attempts
         return found
+
+    def do_log(self, job: str) -> list[str]:
+        return self.jobs[job].sent_lines() if job in self.jobs else []
+
+    def do_blobs(self, prefix: str) -> dict[str, str]:
+        return dict(self.account.keys(DATASTORES["workspaceblobstore"], prefix))
 
     def do_settings(self, **changed: Any) -> dict[str, Any]:
         for name, value in changed.items():

@@ -175,11 +175,19 @@ def _simulate(world: World) -> Method:
         """Everything is allowed but what `deny` denies: policies are not read."""
         who, resources = self._get_param("PolicySourceArn"), _members(self, "ResourceArns") or ["*"]
         _check_principal(who)
+        context = {key.rpartition("/")[2] for key in _context_keys(self)}
+
+        def denied(action: str) -> bool:
+            untagged = (told.partition("?") for by, told in world.denied if by == who)
+            return world.is_denied(who, action) or any(
+                name == action and tag and tag not in context for name, _, tag in untagged
+            )
+
         results = [
             {
                 "EvalActionName": action,
                 "EvalResourceName": resource,
-                "EvalDecision": "implicitDeny" if world.is_denied(who, action) else "allowed",
+                "EvalDecision": "implicitDeny" if denied(action) else "allowed",
             }
             for action in _members(self, "ActionNames")
             for resource in resources
@@ -216,6 +224,12 @@ def _members(response: Any, name: str) -> list[str]:
         return found
     told = response.querystring
     return [told[key][0] for key in sorted(told) if key.startswith(f"{name}.member.")]
+
+
+def _context_keys(response: Any) -> list[str]:
+    """ContextEntries.member.N.ContextKeyName of the query protocol."""
+    told = response.querystring
+    return [told[key][0] for key in told if key.startswith("ContextEntries.") and key.endswith("ContextKeyName")]
 
 
 def _check_principal(arn: str) -> None:

@@ -52,6 +52,10 @@ class Call:
     role: bool
     time: float
     status: int | None
+    right: str
+    """The IAM action that allows it."""
+    agent: str
+    """Its User-Agent: the launcher's has `finelaunch` in it."""
 
 
 class SageMakerEmulator:
@@ -152,7 +156,10 @@ class SageMakerEmulator:
         self._ask("fault", kind=kind, operation=operation, times=times, skip=skip, seconds=seconds)
 
     def deny(self, *actions: str, principal: str | None = None) -> None:
-        """IAM actions that the developer, or the role `principal`, may not do: AccessDenied, implicitDeny."""
+        """IAM actions that the developer, or the role `principal`, may not do: AccessDenied, implicitDeny.
+
+        `secretsmanager:GetSecretValue?TAG`: in simulation only, where the context has no such tag of the resource.
+        """
         self._ask("deny", actions=list(actions), principal=principal)
 
     def expire(self, key: str | None = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -40,7 +40,9 @@ class TrainingJob:
         self.name: str = request["TrainingJobName"]
         self.arn = f"arn:aws:sagemaker:{region}:{account}:training-job/{self.name}"
         self.types = preferred(request)
-        """Instance types in the order in which they are tried; the first is the one that is tried or used."""
+        """Instance types in the order in which they are tried."""
+        self.selected: str | None = None
+        """The one of them that it runs on."""
         self.tags: list[dict[str, str]] = [dict(tag) for tag in request.get("Tags", [])]
         self.created = self.modified = now()
         self.started: datetime | None = None
@@ -63,7 +65,13 @@ class TrainingJob:
 
     @property
     def instance_type(self) -> str:
-        return self.types[0]
+        return self.selected or self.types[0]
+
+    def select(self, missing: Collection[str]) -> bool:
+        """Take the first type that is there, once and for all; was there one?"""
+        if self.selected is None:
+            self.selected = next((kind for kind in self.types if kind not in missing), None)
+        return self.selected is not None and self.selected not in missing
 
     @property
     def instances(self) -> int:
@@ -118,8 +126,8 @@ class TrainingJob:
                 "CreationTime": self.created, "LastModifiedTime": self.modified,
                 "SecondaryStatusTransitions": [dict(t) for t in self.transitions],
             }  # fmt: skip
-            if "InstancePreferences" in self.request["ResourceConfig"] and self.attempts:
-                selected = {"SelectedInstanceType": self.types[0], "SelectedInstanceCount": self.instances}
+            if "InstancePreferences" in self.request["ResourceConfig"] and self.selected:
+                selected = {"SelectedInstanceType": self.selected, "SelectedInstanceCount": self.instances}
                 told["ResourceConfig"] = {**self.request["ResourceConfig"], **selected}
             if self.started is not None:
                 told["TrainingStartTime"] = self.started

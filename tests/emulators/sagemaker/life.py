@@ -27,6 +27,8 @@ from tests.emulators.sagemaker.world import World
 
 GROUP = "/aws/sagemaker/TrainingJobs"
 TICK_S = 0.03
+WAITING = "Training job waiting for capacity"
+RETRYING = "Insufficient capacity error from EC2 while launching instances, retrying!"
 NO_CAPACITY = (
     "CapacityError: Unable to provision requested ML compute capacity. Please retry using a different ML instance "
     "type."
@@ -36,6 +38,7 @@ ENDS = {
     "stop": ("Stopped", "Training job stopped"),
     "runtime": ("MaxRuntimeExceeded", "Training job runtime exceeded MaxRuntimeInSeconds provided"),
     "wait": ("MaxWaitTimeExceeded", "Training job exceeded MaxWaitTimeInSeconds provided"),
+    "pending": ("Stopped", "Training job stopped"),
 }
 
 
@@ -56,6 +59,7 @@ class Life(threading.Thread):
         self.retries = int(job.request.get("RetryStrategy", {}).get("MaximumRetryAttempts", 0))
         stop = job.request.get("StoppingCondition", {})
         self.most_s = float(stop.get("MaxRuntimeInSeconds", DEFAULT_RUNTIME_S))
+        self.most_pending_s = float(stop.get("MaxPendingTimeInSeconds", 0)) * self.settings.pending_scale
         self.most_wait_s = float(stop["MaxWaitTimeInSeconds"]) if job.spot else None
         checkpoints = job.request.get("CheckpointConfig", {})
         self.checkpoints: str | None = checkpoints.get("S3Uri")
@@ -101,16 +105,13 @@ class Life(threading.Thread):
     def wait_for_capacity(self) -> str | None:
         """None when there are instances, else why there never were any."""
         tried = time.monotonic()
-        while self.job.instance_type in self.world.no_capacity:
-            if len(self.job.types) > 1:  # InstancePreferences: the next one in the list
-                self.job.types.pop(0)
-                continue
-            message = "Insufficient capacity error from EC2 while launching instances, retrying!"
-            self.job.enter("Starting", message)
+        while not self.job.select(self.world.no_capacity):
+            self.job.enter(*(("Starting", RETRYING) if self.job.attempts else ("Pending", WAITING)))
             if (ended := self.over(0)) is not None:
                 return ended
-            if not self.job.spot and time.monotonic() - tried > self.settings.capacity_wait_s:
-                return "capacity"
+            waited = time.monotonic() - tried
+            if not self.job.spot and waited > max(self.most_pending_s, self.settings.capacity_wait_s):
+                return "pending" if self.most_pending_s else "capacity"
             time.sleep(TICK_S)
         if not self.job.attempts:
             self.job.enter("Pending", "Preparing the instances for training")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ import pytest
 
 from backends.base import Problem, Site
 from backends.sagemaker import SageMakerBackend
+from launcher.errors import BackendError, CredentialsError
 from tests.emulators.sagemaker.conftest import Account
+from tests.emulators.sagemaker.wire import CREDENTIALS
 from tests.emulators.sagemaker.world import DEVELOPER
 from tests.unit.rendering import job, plan_of
 
@@ -47,6 +50,77 @@ def sso(account: Account, monkeypatch: pytest.MonkeyPatch, check: Callable[..., 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", got["SecretAccessKey"])
     monkeypatch.setenv("AWS_SESSION_TOKEN", got["SessionToken"])
     return str(arn)
+
+
+ME = "arn:aws:iam::123456789012:user/developer"
+
+
+def test_who_is_signed_in_and_by_which_credential_is_said_without_a_secret(
+    account: Account, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, check: Callable[..., list[Problem]]
+) -> None:
+    backend, site = SageMakerBackend(tmp_path), Site(backend="sagemaker", facts={"region": account.aws.region})
+    assert backend.signed_in(site) == f"{ME} (by AWS_ACCESS_KEY_ID in the environment)"
+    env = account.aws.environment
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    keys = f"aws_access_key_id={env['AWS_ACCESS_KEY_ID']}\naws_secret_access_key={env['AWS_SECRET_ACCESS_KEY']}\n"
+    (tmp_path / "credentials").write_text(f"[work]\n{keys}")
+    (tmp_path / "config").write_text(
+        f"[profile script]\ncredential_process = {sys.executable} {tmp_path / 'keys.py'}\n"
+    )
+    said = {"Version": 1, "AccessKeyId": env["AWS_ACCESS_KEY_ID"], "SecretAccessKey": env["AWS_SECRET_ACCESS_KEY"]}
+    (tmp_path / "keys.py").write_text(f"print({json.dumps(json.dumps(said))})")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    assert backend.signed_in(site) == f"{ME} (by the credentials file, profile work)"
+    monkeypatch.setenv("AWS_PROFILE", "script")
+    found = SageMakerBackend(tmp_path).signed_in(site)
+    assert found == f"{ME} (by the profile's credential_process, profile script)"
+    monkeypatch.delenv("AWS_PROFILE")
+    with pytest.raises(CredentialsError, match="credentials") as refused:
+        SageMakerBackend(tmp_path).signed_in(site)
+    assert "aws sso login" in str(refused.value.hint)
+
+
+def test_the_containers_role_is_told_from_a_login(
+    account: Account, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, check: Callable[..., list[Problem]]
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    url = f"{account.aws.endpoint}{CREDENTIALS}{account.aws.key}"
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", url)
+    site = Site(backend="sagemaker", facts={"region": account.aws.region})
+    assert "(by the role of this container)" in SageMakerBackend(tmp_path).signed_in(site)
+
+
+def test_a_secret_that_the_role_may_read_for_its_tag_is_no_problem(
+    account: Account, check: Callable[..., list[Problem]], tmp_path: Path
+) -> None:
+    client = account.aws.client("secretsmanager")
+    client.create_secret(Name="TAGGED", SecretString="x", Tags=[{"Key": "finelaunch:secret", "Value": "TAGGED"}])
+    client.create_secret(Name="PLAIN", SecretString="x")
+    account.aws.deny("secretsmanager:GetSecretValue?finelaunch:secret", principal=account.role)
+    facts = {"role": account.role, "bucket": account.bucket, "region": account.aws.region}
+    backend = SageMakerBackend(tmp_path)
+    plan = plan_of(backend, job(secrets=["TAGGED", "PLAIN"]), facts)
+    (found,) = [p for p in backend.check(Site(backend="sagemaker", facts=facts), plan) if "read" in p.what]
+    assert "the secret PLAIN" in found.what
+    assert "tag-resource --secret-id PLAIN --tags Key=finelaunch:secret,Value=read" in found.fix
+
+
+def test_what_may_be_listed_is_found_though_the_rest_may_not(
+    account: Account, check: Callable[..., list[Problem]], tmp_path: Path
+) -> None:
+    backend, known = SageMakerBackend(tmp_path), {"region": account.aws.region}
+    account.aws.deny("iam:ListRoles")
+    found = backend.find_facts(known)
+    assert found["region"] == [account.aws.region]
+    assert account.bucket in found["bucket"]
+    assert "role" not in found
+    account.aws.deny("s3:ListAllMyBuckets")
+    with pytest.raises(BackendError, match="ListRoles"):
+        backend.find_facts(known)
 
 
 def passing(problems: list[Problem]) -> list[Problem]:

@@ -1,4 +1,5 @@
-"""S3's uploads in parts with checksums, which moto forgets: told by ListParts, asked of each part and at the end.
+"""S3's uploads in parts: their checksums, which moto forgets (told by ListParts, asked of each part and at
+the end), and when they began, which is 2010 to moto.
 
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html (read 2026-11-25)
 """
@@ -8,19 +9,23 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
 from moto.s3.exceptions import NoSuchUpload, S3ClientError
+from moto.s3.models import FakeMultipart
 from moto.s3.responses import S3Response
 
+UPLOAD = re.compile(r"<Upload>.*?</Upload>", re.S)
+INITIATED = re.compile(r"<Initiated>[^<]*")
 NUMBER = re.compile(r"<PartNumber>(\d+)</PartNumber>")
 
 
 def methods() -> dict[str, Callable[..., Any]]:
     """Replacements for methods of moto's class."""
     list_all, complete = S3Response.list_parts, S3Response._complete_multipart_body
-    take = S3Response.upload_part
+    take, list_uploads, make = S3Response.upload_part, S3Response.list_multipart_uploads, FakeMultipart.__init__
 
     def upload_part(self: Any) -> Any:
         upload = _upload(self)
@@ -41,6 +46,23 @@ def methods() -> dict[str, Callable[..., Any]]:
         text = body.decode() if isinstance(body, bytes) else body
         return status, headers, NUMBER.sub(lambda m: f"{m[0]}{_checksum(upload.parts[int(m[1])].value)}", text)
 
+    def list_multipart_uploads(self: Any) -> Any:
+        status, headers, body = list_uploads(self)
+        known = self.backend.get_bucket(self.bucket_name).multiparts.values()
+        began = {upload.id: upload.began for upload in known}
+
+        def dated(match: re.Match[str]) -> str:
+            at = next(at for id_, at in began.items() if f">{id_}<" in match[0])
+            return INITIATED.sub(f"<Initiated>{at:%Y-%m-%dT%H:%M:%S.000Z}", match[0])
+
+        return status, headers, UPLOAD.sub(dated, body.decode() if isinstance(body, bytes) else body)
+
+    def begin(self: Any, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        self.began = datetime.now(UTC)
+
+    FakeMultipart.__init__ = begin
+
     def complete_multipart_body(self: Any, body: bytes) -> Any:
         if _is_checked(_upload(self)) and body.count(b"<Part>") != body.count(b"<ChecksumSHA256>"):
             raise S3ClientError(
@@ -53,6 +75,7 @@ def methods() -> dict[str, Callable[..., Any]]:
     return {
         "upload_part": upload_part,
         "list_parts": list_parts,
+        "list_multipart_uploads": list_multipart_uploads,
         "_complete_multipart_body": complete_multipart_body,
     }
 

@@ -26,6 +26,8 @@ S3_RIGHTS = {
     "ListObjectsV2": "ListBucket", "ListObjects": "ListBucket", "HeadBucket": "ListBucket",
     "HeadObject": "GetObject", "CreateMultipartUpload": "PutObject", "UploadPart": "PutObject",
     "CompleteMultipartUpload": "PutObject", "DeleteObjects": "DeleteObject", "CopyObject": "PutObject",
+    "UploadPartCopy": "PutObject", "ListParts": "ListMultipartUploadParts",
+    "ListMultipartUploads": "ListBucketMultipartUploads", "ListBuckets": "ListAllMyBuckets",
 }  # fmt: skip
 """Operation -> the right that it needs, where they differ."""
 XML = "<{outer}<Error>{inner}<Code>{code}</Code><Message>{message}</Message></Error>{end}"
@@ -47,7 +49,8 @@ class Wire:
         key, service, operation = _identify(environ)
         call: dict[str, Any] = {
             "service": service, "operation": operation, "key": key, "role": self.world.is_role(key),
-            "time": time.time(), "status": None,
+            "time": time.time(), "status": None, "right": right(service, operation),
+            "agent": environ.get("HTTP_USER_AGENT", ""),
         }  # fmt: skip
         self.world.calls.append(call)
 
@@ -67,7 +70,7 @@ class Wire:
         if key in self.world.expired:
             return 403, "ExpiredToken", "The security token included in the request is expired"
         who = self.world.principal(key)
-        action = f"{service}:{S3_RIGHTS.get(operation, operation) if service == 's3' else operation}"
+        action = right(service, operation)
         if not self.world.is_denied(who, action):
             return None
         message = f"User: {who} is not authorized to perform: {action}"
@@ -102,6 +105,11 @@ class Wire:
         except (TypeError, ValueError, LookupError, AttributeError) as exc:
             return _json(start, 400, {"problem": f"{type(exc).__name__}: {exc}"})
         return _json(start, 200, {"answer": answer})
+
+
+def right(service: str, operation: str) -> str:
+    """What a policy must allow for the operation: `s3:PutObject` for UploadPart."""
+    return f"{service}:{S3_RIGHTS.get(operation, operation) if service == 's3' else operation}"
 
 
 def role_app(wire: Wire, key: str) -> Callable[[Environ, Start], Iterable[bytes]]:

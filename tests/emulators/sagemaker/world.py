@@ -46,6 +46,8 @@ class Settings:
     """How many of the next pages of logs come without an event, and with a token to go on with."""
     capacity_wait_s: float = 0.2
     """How long an on-demand job is tried for where there is no capacity."""
+    pending_scale: float = 1
+    """What MaxPendingTimeInSeconds, half an hour at least, is multiplied with."""
     life_s: float = 1800
     """After which the emulator ends itself, whatever happens."""
 

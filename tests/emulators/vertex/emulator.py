@@ -14,8 +14,8 @@ with the buckets at /gcs, CLUSTER_SPEC, AIP_* and CLOUD_ML_*, the host's name, a
 1 only. A replica that exits with an error is started again, alone or with all others as the job says, then the
 job is, as often as Google says. Without machines (`stockout`) a flex-start job waits as long as it may, all
 others fail. Names have the project's number, as Vertex answers whatever it was asked with; a line of a process
-is a jsonPayload, one of Vertex's own (task `service`) a textPayload. A line that looks like a Python error has
-severity ERROR, all others INFO.
+is a jsonPayload, cut every 16 KiB, one of Vertex's own (task `service`) a textPayload. A line that looks like a
+Python error has severity ERROR, all others INFO.
 
 What it is not: Google. The image is a python of this machine (found as `python` and `python3` on PATH) on this
 machine's file system; there is no GPU. /gcs is a folder, which the process is told is gcsfuse's: unlike there,
@@ -27,8 +27,9 @@ late. Whether a preempted job is PENDING again, and what a spot job does that fi
 documented. IAM policies are not read: everything is allowed but what `deny` denies, and a job's secrets need its
 service account's token. Errors have no google.rpc details; filters know `=`, `:*` and what launch asks of logs;
 states take moments. The wording of messages is Google's where it was seen in public, and approximate elsewhere;
-so are the names of quotas, of which there are those on GPUs and vCPUs, none on disks and calls. Python packages,
-TensorBoard, web access, networks, persistent resources and reservations are not emulated, or ignored.
+so are how a long line is cut and the names of quotas, of which there are those on GPUs and vCPUs, none on disks
+and calls. Python packages, TensorBoard, web access, networks, persistent resources and reservations are not
+emulated, or ignored.
 """
 
 from __future__ import annotations

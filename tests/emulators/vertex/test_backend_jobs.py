@@ -89,8 +89,9 @@ def test_of_jobs_made_twice_while_the_list_lagged_the_oldest_runs_on(
 
 
 def test_eight_jobs_sent_at_once_to_a_broken_service_are_eight_jobs_and_wait_for_quota(
-    project: Project, backend: VertexBackend
+    project: Project, backend: VertexBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(jobs, "LOOKS_S", (0.1,))
     before = set(project.google.job_names())
     project.google.set(quotas={"custom_model_training_nvidia_a100_gpus": 2})
     for kind in ("lose", "unavailable", "drop", "error"):
@@ -179,6 +180,23 @@ def test_a_job_that_left_no_word_is_told_with_the_last_errors_of_its_log(
     assert "\n" not in reason and "https://" not in reason
 
 
+def test_a_line_that_is_cut_on_its_way_is_one_line(project: Project, backend: VertexBackend) -> None:
+    ref = ended(
+        backend, project, "print('a'); print('x' * 40_000 + 'end'); print('b' * 16_383); print('c')", "cut"
+    )
+    assert len(project.google.log(ref.id)) > 5, "the emulator cuts it"
+    found = [line for line in backend.logs(ref) if line.source == "workerpool0-0"]
+    assert [(len(line.text), line.text[-3:]) for line in found] == [
+        (1, "a"),
+        (40_003, "end"),
+        (16_383, "bbb"),
+        (1, "c"),
+    ]
+    for index, line in enumerate(found):
+        rest = [one.text for one in backend.logs(ref, line.cursor) if one.source == "workerpool0-0"]
+        assert rest == [one.text for one in found[index + 1 :]]
+
+
 def test_a_job_in_another_region_is_followed_found_and_removed_there(
     project: Project, backend: VertexBackend
 ) -> None:
@@ -206,6 +224,7 @@ def test_a_job_that_waited_in_vain_for_machines_says_so(project: Project, backen
     status = backend.status(ref)
     assert (status.state, status.started) == (JobState.FAILED, None)
     assert status.reason and status.reason.startswith("Resources are insufficient in region: us-central1")
+    assert "resources.max_wait_hours" in status.reason
 
 
 def test_a_job_is_seen_though_its_bucket_may_not_be(project: Project, backend: VertexBackend) -> None:

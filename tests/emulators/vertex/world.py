@@ -21,6 +21,8 @@ PROJECT, NUMBER = "demo-project", "123456789012"
 MOST_CALLS = 20_000
 DEVELOPER = "developer"
 VCPUS = 12
+PIECE_BYTES = 16 * 1024
+"""Of one record of Docker's json-file log."""
 
 
 class Refused(Exception):
@@ -157,15 +159,20 @@ class World:
         return token
 
     def log(self, job: Any, task: str, message: str, severity: str) -> None:
-        """One entry of Cloud Logging, as Vertex's agent writes it."""
+        """A line as Vertex's agent writes it to Cloud Logging: in one entry, or more where it is long."""
+        if task == "service":  # it speaks in one of the two fields, the processes' lines stand in the other
+            self.note(job, task, severity, {"textPayload": message})
+            return
+        line = f"{message}\n".encode()
+        for start in range(0, len(line), PIECE_BYTES):
+            piece = line[start : start + PIECE_BYTES].decode(errors="replace")
+            said = {"message": piece, "attrs": {"tag": task}, "levelname": severity}
+            self.note(job, task, severity, {"jsonPayload": said})
+
+    def note(self, job: Any, task: str, severity: str, said: dict[str, Any]) -> None:
         at = time.time_ns()
         number = job.proto.name.rpartition("/")[2]
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(at // 10**9))
-        # The service speaks in one of the two fields, the processes' lines stand in the other.
-        said: dict[str, Any] = {"textPayload": message}
-        if task != "service":
-            levels = {"attrs": {"tag": task}, "levelname": severity}
-            said = {"jsonPayload": {"message": f"{message}\n", **levels}}
         with self.lock:
             self.entries.append(
                 {
@@ -228,8 +235,7 @@ class World:
         number = self.job_called(job).proto.name.rpartition("/")[2]
         with self.lock:
             found = [e for e in self.entries if e["resource"]["labels"]["job_id"] == number]
-        texts = [e.get("textPayload") or e["jsonPayload"]["message"] for e in found]
-        return [str(text).rstrip("\n") for text in texts]
+        return [str(e.get("textPayload") or e["jsonPayload"]["message"]).rstrip("\n") for e in found]
 
     def do_settings(self, **changed: Any) -> dict[str, Any]:
         for name, value in changed.items():

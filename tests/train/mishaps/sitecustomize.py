@@ -1,7 +1,8 @@
 """On a rank's path before everything else: its model fails or hangs in a real training step, as a device would.
 
-MISHAP is JSON: {"kind": "oom", "tokens": most that fit a forward pass}, {"kind": "oom in evaluation"},
-{"kind": "hang", "rank": r}, {"kind": "hang in baseline"} or {"kind": "slow evaluation"}, a second a pass.
+MISHAP is JSON: {"kind": "oom", "tokens": most that fit a pass of training, "judged": and one of judging, "rank":
+the only one that is short of memory}, {"kind": "oom in evaluation"}, {"kind": "hang", "rank": r},
+{"kind": "hang in baseline"}, {"kind": "slow evaluation"}, a second a pass, or {"kind": "slow merging"}.
 """
 
 from __future__ import annotations
@@ -39,24 +40,33 @@ def prepared(model):
     import torch
 
     mishap, seen = json.loads(os.environ["MISHAP"]), 0
+    mine = mishap.get("rank", 0) == int(os.environ.get("RANK", "0"))
+
+    def refuse_more_than(tokens, given):
+        if given["input_ids"].numel() > tokens:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     def before(module, args, given):
         nonlocal seen
         if not module.training:
+            if mishap["kind"] == "oom" and seen:
+                refuse_more_than(mishap.get("judged", float("inf")), given)
             if mishap["kind"] == "oom in evaluation" and seen:
-                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB")
+                refuse_more_than(0, given)
             if mishap["kind"] == "slow evaluation" and seen:
                 time.sleep(1)
             if mishap["kind"] == "hang in baseline":
                 time.sleep(600)
             return
         seen += 1
-        if mishap["kind"] == "oom" and given["input_ids"].numel() > mishap["tokens"] and seen > 2:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        if mishap["kind"] == "hang" and int(os.environ.get("RANK", "0")) == mishap["rank"] and seen > 3:
+        if mishap["kind"] == "oom" and mine and seen > 2:
+            refuse_more_than(mishap["tokens"], given)
+        if mishap["kind"] == "hang" and mine and seen > 3:
             time.sleep(600)
 
     model.register_forward_pre_hook(before, with_kwargs=True)
+    if mishap["kind"] == "slow merging":
+        model.merge_and_unload = lambda: time.sleep(600)
     return model
 
 
