@@ -57,7 +57,7 @@ def _of_time(work: Work, timed: Sequence[OfferEstimate]) -> Iterator[str]:
     if starts:
         yield f"start-up: {'; '.join(starts)}"
     yield from dict.fromkeys(_calibrated(timed))
-    yield from dict.fromkeys(filter(None, (_passes(one.hardware.hours) for one in timed if one.hardware.hours)))
+    yield from _passes([one.hardware.hours for one in timed if one.hardware.hours])
     yield f"model: {2 * work.shape.params / 1e9:.1f} GB at {FETCH_GBS:g} GB/s, a fourth to three times as fast"
     if work.judged_elsewhere:
         yield f"judging is not counted: {work.judged_elsewhere} is read where the job runs"
@@ -74,12 +74,15 @@ WAYS = {
 }
 
 
-def _passes(hours: Hours) -> str | None:
-    """How rows share passes, where that is not simply padded."""
-    if hours.way == "padded" and not hours.reaches:
-        return None
-    others = f"; the band reaches to {' and '.join(hours.reaches)} rows" if hours.reaches else ""
-    return f"{WAYS[hours.way]}, as training will choose it{others}"
+def _passes(found: Sequence[Hours]) -> Iterator[str]:
+    """How rows share passes, where that is not simply padded: a line a way, on whatever hardware."""
+    reached: dict[str, dict[str, None]] = {}
+    for hours in found:
+        reached.setdefault(hours.way, {}).update(dict.fromkeys(hours.reaches))
+    for way, others in reached.items():
+        if way != "padded" or others:
+            rest = f"; the band reaches to {' and '.join(others)} rows" if others else ""
+            yield f"{WAYS[way]}, as training will choose it{rest}"
 
 
 def _calibrated(timed: Sequence[OfferEstimate]) -> Iterator[str]:

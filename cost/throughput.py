@@ -39,6 +39,8 @@ EXPOSED = 0.5
 """Share of the communication that computing does not hide, while there is less of it than computing."""
 TENSOR_EXPOSED = 0.60
 """The same for tensor parallelism, whose collectives stand between the products."""
+SLOWER, FASTER = 2.5, 0.3
+"""Times that communication may take what it is computed to."""
 ADAPTER_PASSES = 3
 """An adapter's products: forward, and backward for both its input and its weights."""
 UNMEASURED_GPU = 0.10
@@ -59,14 +61,14 @@ def micro_batch_s(recipe: Recipe) -> Band | Refusal:
     unpack, step = unpacking_s(recipe), optimizer_s(recipe)
     bound = processor**power / (gpu**power + processor**power)
     sync = recipe.stack.layer_sync_s * recipe.shape.layers
-    communication = exposed_s(recipe, waiting + sync + unpack)
+    communication = _communication(recipe, waiting + sync + unpack)
     doubt = _doubt(recipe)
     parts = {
         "arithmetic": Part(value=waiting * (1 - bound), less=0.18 + doubt, more=0.22 + doubt),
         "launching": Part(value=waiting * bound + sync, less=0.25 + doubt, more=0.30 + doubt),
         "unpacking": Part(value=unpack, less=0.30 + doubt, more=0.30 + doubt),
         "optimizer": Part(value=step, less=0.40, more=0.40),
-        "communication": Part(value=communication, less=0.70, more=1.50),
+        "communication": communication,
     }
     return Band.of(parts)
 
@@ -183,13 +185,22 @@ def optimizer_s(recipe: Recipe) -> float:
     return moved / (recipe.gpu.hbm_gbs * 1e9 * STREAMED) / recipe.accumulation
 
 
-def exposed_s(recipe: Recipe, computing_s: float) -> float:
+def _communication(recipe: Recipe, computing_s: float) -> Part:
+    """The links are fast or slow, not the part that is exposed: so more computing never costs less."""
+    usual, most, least = (exposed_s(recipe, computing_s, times) for times in (1.0, SLOWER, FASTER))
+    if not usual:
+        return Part(value=0.0)
+    return Part(value=usual, less=1 - least / usual, more=most / usual - 1)
+
+
+def exposed_s(recipe: Recipe, computing_s: float, times: float = 1.0) -> float:
     """Communication that computing does not hide. Once it is the slower of the two, computing hides in it.
 
-    Example: 1.0 s of computing and 0.4 s of communication: 0.20; with 2.0 s of communication: 1.2.
+    `times`: how many times as long as computed it takes. Example: 1.0 s of computing and 0.4 s of communication:
+    0.20; with 2.0 s of communication: 1.2.
     """
-    tensor = recipe.tensor_parallel * TENSOR_EXPOSED * tensor_parallel_s(recipe)
-    data = sharding_s(recipe) if recipe.sharded else all_reduce_s(recipe)
+    tensor = times * recipe.tensor_parallel * TENSOR_EXPOSED * tensor_parallel_s(recipe)
+    data = times * (sharding_s(recipe) if recipe.sharded else all_reduce_s(recipe))
     return tensor + max(EXPOSED * data, data - (1 - 0.2) * computing_s)
 
 

@@ -244,6 +244,15 @@ def test_bands_are_ordered_and_items_add_up(of: object, lengths: list[int], wher
             assert abs(added - total.expected) < Decimal("0.01")
 
 
+def test_more_tokens_cost_no_less_where_the_links_are_the_slower_part() -> None:
+    """Full tuning in micro-batches of one row on 8 GPUs: sending the gradients takes longer than the rest."""
+    of = job(tuning={"kind": "full"}, train={"batch_size": 8, "micro_batch": 1, "packing": False})
+    where = offer("A100", "sagemaker", gpus=8)
+    short, longer = (estimator(of, lengths=[n], rows=1000)(where).hardware.hours for n in (8, 18))
+    assert short and longer
+    assert longer.useful.high > short.useful.high and longer.useful.low > short.useful.low
+
+
 @given(of=JOBS, lengths=ROWS, where=OFFERS, more=st.integers(1, 5))
 def test_more_tokens_never_cost_less(of: object, lengths: list[int], where: object, more: int) -> None:
     one = estimator(of, lengths=lengths, rows=1000)(where)  # type: ignore[arg-type]
