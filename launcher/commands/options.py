@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,3 +66,12 @@ def make_client() -> Client:
     from launcher.home import home
 
     return Client(home())
+
+
+def as_typed(job_file: Path, backend: str | None, sets: tuple[str, ...], budget: str | None) -> str:
+    """The words that name the same job again behind another verb, each with a space before it."""
+    words = [] if job_file == Path(DEFAULT_JOB_FILE) else [str(job_file)]
+    words += ["--backend", backend] if backend else []
+    words += [word for one in sets for word in ("--set", one)]
+    words += ["--budget", budget] if budget else []
+    return "".join(f" {shlex.quote(word)}" for word in words)

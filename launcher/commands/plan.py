@@ -37,7 +37,7 @@ def command(
     elif as_json:
         screen.print_json(_describe(planned))
     else:
-        _show(client, planned, job_file)
+        _show(client, planned, options.as_typed(job_file, backend, sets, budget))
 
 
 def _describe(planned: Planned) -> dict[str, Any]:
@@ -60,12 +60,12 @@ def _describe(planned: Planned) -> dict[str, Any]:
     }
 
 
-def _show(client: Client, planned: Planned, job_file: Path) -> None:
+def _show(client: Client, planned: Planned, typed: str) -> None:
+    """`typed`: the words behind the verb, so that what is to be typed next is about the same job."""
     from launcher import costview, screen
     from launcher.planning import too_small
     from launcher.site import how_to_set
 
-    where = "" if job_file == Path(options.DEFAULT_JOB_FILE) else f" {job_file}"
     console = screen.out()
     console.print(screen.plan_facts(planned))
     if preview := costview.planned(planned, console.width):
@@ -87,8 +87,8 @@ def _show(client: Client, planned: Planned, job_file: Path) -> None:
     elif small := too_small(planned.choice):
         console.print(f"{small.message}\n  -> {small.hint}", style="yellow")
     else:
-        console.print(f"the job is good: launch run{where} starts it", style="green", soft_wrap=True)
-    console.print(f"the request itself: launch plan{where} --json", style="dim", soft_wrap=True)
+        console.print(f"the job is good: launch run{typed} starts it", style="green", soft_wrap=True)
+    console.print(f"the request itself: launch plan{typed} --json", style="dim", soft_wrap=True)
 
 
 def _show_difference(client: Client, one: Planned, other: Planned, as_json: bool) -> None:

@@ -37,7 +37,7 @@ def key_of(wanted: Bundle) -> str:
 def test_a_file_that_changed_meanwhile_is_not_sent(storage: Storage, tmp_path: Path, size: int) -> None:
     content = os.urandom(size)
     wanted = bundle(tmp_path, f"edited-{size}", content)
-    wanted.files[0].source.write_bytes(content[:-1] + b"?")  # type: ignore[union-attr]
+    wanted.files[0].source.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # type: ignore[union-attr]
     with pytest.raises(BackendError, match="has changed"):
         storage.put_bundle(wanted, "job-1", lambda _: None)
     assert list(storage.keys(f"finelaunch/bundles/{wanted.sha256}")) == []
