@@ -32,10 +32,8 @@ check: $(BIN)/.installed  ## style, types, import rules, lazy imports
 	$(BIN)/python -m pytest -q tests/unit/test_imports.py
 
 bench: $(BIN)/.installed  ## start-up and record, as ratios of one run; what the cost preview itself costs
-	$(BIN)/python -m bench.startup
-	$(BIN)/python -m bench.cost_speed
-	$(BIN)/python -m bench.record
-	$(BIN)/python -m bench.tokens
+	@missed=0; for one in startup cost_speed record tokens; do $(BIN)/python -m bench.$$one || missed=1; done; \
+	exit $$missed
 
 RUNS ?= ../shared/data/throughput.csv
 bench-cost: $(BIN)/.installed  ## the estimate of time and memory against measured public runs

@@ -39,9 +39,10 @@ def _cpu_s(command: list[str]) -> float:
 
 
 def _heavy() -> list[str]:
+    """What --help loads itself: a .pth file of another package may load more into every Python."""
     code = (
-        "import sys; sys.argv = ['launch', '--help']\nimport launcher.cli as c\n"
-        "try: c.main()\nexcept SystemExit: pass\nprint('MODULES', *sys.modules)"
+        "import sys; before = set(sys.modules); sys.argv = ['launch', '--help']\nimport launcher.cli as c\n"
+        "try: c.main()\nexcept SystemExit: pass\nprint('MODULES', *sys.modules.keys() - before)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {m.split(".")[0] for m in done.stdout.split("MODULES", 1)[1].split()}

@@ -18,6 +18,7 @@ from train_entry.embedded import MODELS
 
 ROWS, KEPT_ROWS = 100_000, 10_000
 TARGET_S, KEPT_TARGET_S = 20.0, 0.05
+"""The first is of processor time on all cores together: an idle machine with several takes less."""
 SHORT, LONG = 38, 200
 """Most words of a prompt: 23 million characters in all, every row of which is counted, and 106 million."""
 MODEL = "smollm2-135m"
@@ -36,11 +37,11 @@ def main() -> int:
             _write(place / "many.jsonl", ROWS, words)
             took, processor_s, found = _count(place, "many.jsonl")
             assert bool(found.error) == sampled, "the rows are not what the line says"
-            met = met and took <= TARGET_S
+            met = met and processor_s <= TARGET_S
             how = f"sampled, +-{100 * found.error:.1f} %" if sampled else "every row counted"
             print(
-                f"{ROWS:,} rows, {found.total:,} tokens, {how}: {took:.1f} s, {processor_s:.1f} s of processor; "
-                f"target {TARGET_S:.0f} s {'met' if took <= TARGET_S else 'MISSED'}"
+                f"{ROWS:,} rows, {found.total:,} tokens, {how}: {processor_s:.1f} s of processor, {took:.1f} s; "
+                f"target {TARGET_S:.0f} s {'met' if processor_s <= TARGET_S else 'MISSED'}"
             )
         _write(place / "some.jsonl", KEPT_ROWS, 40)
         _count(place, "some.jsonl")

@@ -141,7 +141,8 @@ def table(preview: Preview, lines: Sequence[Line], width: int, today: date) -> T
         cells = _cells(line, wide, wider, today)
         mark = Text(">", style="bold green") if line.chosen else Text("")
         style = "bold" if line.chosen else "" if preview.chosen is None else "dim"
-        found.add_row(mark, line.estimate.offer.backend, _hardware(line.estimate), *cells, style=style)
+        names = Text(line.estimate.offer.backend), Text(_hardware(line.estimate))
+        found.add_row(mark, *names, *(Text(c) if isinstance(c, str) else c for c in cells), style=style)
     for one in preview.by_tokens:
         found.add_row("", one.price.provider, "by the token", *_token_cells(one, wide, wider, today), style="dim")
     return found

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from backends import registry
 from cost.changes import variants
 from cost.offers import Offer
 from cost.preview import Candidate, Limits, Preview, Sort, cheapest_that_fits, compare
 from launcher.costing import candidates_of
+from launcher.costview import table
 from launcher.spec import JobSpec
-from tests.unit.cost_jobs import estimator, job, offer, offers
+from tests.unit.cost_jobs import TODAY, estimator, job, offer, offers
 
 
 def previewed(
@@ -165,3 +168,11 @@ def test_a_flexible_start_stands_beside_spot_and_is_not_taken_for_it(home: Path)
     assert only.offer.flex and not only.offer.spot
     planned = candidates_of(vertex, wanted, estimator(wanted), apart=False)
     assert not any(one.offer.flex for one in planned), "a plan is for what the job says"
+
+
+def test_a_machines_name_is_shown_as_it_is() -> None:
+    """Brackets are no markup."""
+    odd = compare(estimator(), [Candidate(offer=Offer(backend="local", instance_type="CPU [bold], 8 cores"))])
+    out = io.StringIO()
+    Console(file=out, width=120).print(table(odd, odd.lines, 120, TODAY))
+    assert "CPU [bold], 8 cores" in out.getvalue()
