@@ -241,12 +241,15 @@ def test_a_folder_in_the_place_of_a_verb_is_answered_with_its_job_file(typed, tm
     assert str(Path("mine") / "launch.yaml") in done.stderr
 
 
-def test_what_plan_says_to_type_next_names_the_job_file(typed):
+def test_what_plan_says_to_type_next_is_about_the_same_job(typed):
     typed("init", "mine")
     path = Path("mine") / "launch.yaml"
-    said = typed("plan", str(path)).stdout
-    assert f"launch run {path} starts it" in said
-    assert f"launch plan {path} --json" in said
+    given = ("--backend", "local", "--set", "train.max_steps=5", "--budget", "25")
+    for more in ((), given):
+        said = typed("plan", str(path), *more).stdout
+        command = " ".join([str(path), *more])
+        assert f"launch run {command} starts it" in said
+        assert f"launch plan {command} --json" in said
 
 
 def test_every_template_names_the_schema_to_editors(typed, tmp_path):
