@@ -22,6 +22,9 @@ from launcher.errors import BackendNotInstalledError, ConfigError, UnsupportedEr
 from launcher.spec import JobSpec, Resources
 
 IDLE_MINUTES = 5
+SERVER = "server"
+"""Open-source SkyPilot takes references to managed secrets, and has no provider of them: that is a plugin of the
+API server (ManagedSecretsProvider in sky/server/plugins.py, 0.14.1)."""
 NOT_INSTALLED = "SkyPilot is not installed: it lives in an environment of its own"
 INSTALL = "launch setup skypilot --install"
 LAUNCH_NAMES = (
@@ -68,6 +71,13 @@ class SkyPilotBackend(SkyPilotJobs):
             what="where to look for machines: cloud[/region], k8s[/context] or slurm[/cluster[/partition]]",
             example="aws/us-east-1",
             pattern=rf"(?:{'|'.join(places.CLOUDS)})(?:/[^\s/]+){{0,2}}|(?:k8s|kubernetes)/\S+",
+            required=False,
+        ),
+        Fact(
+            name="secrets",
+            what="where secrets are: your environment, or a provider of them at your SkyPilot API server",
+            example="environment",
+            pattern=f"environment|{SERVER}",
             required=False,
         ),
     )
@@ -121,7 +131,9 @@ class SkyPilotBackend(SkyPilotJobs):
             task["file_mounts"] = mounts
         if job.resources.image is None:
             task["setup"] = node.setup(home, inputs)
-        if job.secrets:
+        if job.secrets and site.get("secrets") == SERVER:
+            task["managed_secrets"] = list(job.secrets)
+        elif job.secrets:
             task["secrets"] = dict.fromkeys(job.secrets)
         if job.resources.max_wait_hours is not None:
             wait_s = max(1, round(job.resources.max_wait_hours * 3600))
@@ -152,11 +164,14 @@ class SkyPilotBackend(SkyPilotJobs):
             )
 
     def obstacle(self, region: str | None, site: Site) -> str | None:
-        where = places.infra_of(region, site)
-        if where.own:
+        where, store = places.infra_of(region, site), places.store(site)
+        if where.own or not store.shared_path:
             return None
         cloud = where.cloud or "whichever cloud SkyPilot takes"
-        return f"this version runs jobs where nodes share a path (Slurm, Kubernetes), and not yet on {cloud}"
+        return (
+            f"the machines of {cloud} have no {store.root} in common; "
+            "launch setup skypilot --store s3://BUCKET or gs://BUCKET names a bucket instead"
+        )
 
     def explain(self, plan: Plan) -> Sequence[tuple[str, str]]:
         task = plan.request["task"]
@@ -174,7 +189,7 @@ class SkyPilotBackend(SkyPilotJobs):
             ("stops after", _stop_in_words(plan)),
             ("waits at most", _wait_in_words(plan)),
             ("spot", "yes, started again by SkyPilot's controller" if resources["use_spot"] else "no"),
-            ("secrets", _secrets_in_words(plan.job)),
+            ("secrets", _secrets_in_words(task)),
             ("assumed", "; ".join(_assumed(plan, store))),
         ]
 
@@ -266,10 +281,12 @@ def _wait_in_words(plan: Plan) -> str:
     return "not at all: it fails at once"
 
 
-def _secrets_in_words(job: JobSpec) -> str:
-    if not job.secrets:
-        return "none"
-    return f"{', '.join(job.secrets)}: names only; values from your environment at submit"
+def _secrets_in_words(task: Mapping[str, Any]) -> str:
+    if managed := task.get("managed_secrets"):
+        return f"{', '.join(managed)}: names only; your SkyPilot API server has the values"
+    if named := task.get("secrets"):
+        return f"{', '.join(named)}: names only; values from your environment at submit"
+    return "none"
 
 
 def _assumed(plan: Plan, store: places.Store) -> Iterable[str]:
