@@ -15,6 +15,7 @@ from backends import container
 from backends.base import Bundle, Capabilities, Fact, Plan, Problem, Progress, Site
 from backends.capabilities import refuse_unsupported
 from backends.skypilot import checks, machines, node, places
+from backends.skypilot.environment import FIX
 from backends.skypilot.jobs import SkyPilotJobs
 from cost.offers import Offer
 from cost.prices.markets import SKYPILOT_CLOUDS
@@ -85,10 +86,18 @@ class SkyPilotBackend(SkyPilotJobs):
     def check(self, site: Site, plan: Plan | None = None) -> list[Problem]:
         if not self._environment.ready():
             return [Problem(what=NOT_INSTALLED, fix=INSTALL)]
-        return checks.problems(self._service, site, plan)
+        if damage := self._environment.damage():
+            return [Problem(what=f"SkyPilot's environment is damaged: {damage}", fix=FIX)]
+        return checks.problems(self._service, self._environment, site, plan)
 
-    def install(self, progress: Progress) -> Path:
-        """Build SkyPilot's own environment if need be; its interpreter. Raises BackendError."""
+    def signed_in(self, site: Site) -> str:
+        """The clouds that SkyPilot can use, and as whom."""
+        return checks.signed_in(self._service, self._environment, site)
+
+    def install(self, progress: Progress, clouds: Sequence[str] | None = None) -> Path:
+        """Build SkyPilot's own environment if need be; its interpreter. Raises ConfigError or BackendError."""
+        if clouds is not None:
+            self._environment.choose(clouds)
         return self._environment.make(progress)
 
     def list_prices(self) -> Mapping[str, Any]:

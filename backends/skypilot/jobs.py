@@ -51,7 +51,7 @@ class SkyPilotJobs:
     name: str
 
     def __init__(self, home: Path) -> None:
-        self._environment = SkyPilotEnvironment(cache())
+        self._environment = SkyPilotEnvironment(cache(), home)
         self._service = SkyPilotService(self._environment)
         self._asked: dict[JobRef, tuple[float, Mapping[str, Any]]] = {}
         self._stores: dict[str, JobStore] = {}
@@ -143,7 +143,7 @@ class SkyPilotJobs:
 
     def machines(self, site: Site) -> Iterable[Machine]:
         for one in self._service.ask("alive")["found"]:
-            stop = "sky jobs cancel -n" if one["managed"] else "sky down"
+            stop = f"{self._environment.sky()} {'jobs cancel -n' if one['managed'] else 'down'}"
             yield Machine(
                 name=one["name"], what=f"{one['machine'] or 'machines'}, {one['state']}", hourly=one["hourly"],
                 since=states.moment(one["since"]) if one["since"] else None, stop=f"{stop} {one['name']}",

@@ -124,3 +124,10 @@ def test_a_cancelled_job_is_told_so_through_the_bucket(bucket: GoogleBucket, tmp
     assert bucket.get(f"finelaunch/jobs/{ref.id}/told/cancel") == b""
     bucket.put(f"finelaunch/jobs/{ref.id}/told/node-0.end.143.{10**12 + 1}", b"end.143\n")
     assert backend.status(ref).state == JobState.CANCELLED
+
+
+def test_a_bucket_that_is_not_there_is_told_before_anything_is_sent(bucket: GoogleBucket, tmp_path: Path) -> None:
+    site = Site(backend="skypilot", facts={"store": "gs://no-such-bucket", "infra": "gcp"})
+    (problem, *_) = SkyPilotBackend(tmp_path / "home").check(site)
+    assert "no-such-bucket" in problem.what
+    assert problem.fix
