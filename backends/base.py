@@ -341,8 +341,11 @@ class RunsHere(Protocol):
 class Installs(Protocol):
     """Optional: a backend whose vendor's SDK lives in an environment of its own."""
 
-    def install(self, progress: Progress) -> Path:
-        """Build that environment if need be; its interpreter. Raises BackendError."""
+    def install(self, progress: Progress, clouds: Sequence[str] | None = None) -> Path:
+        """Build that environment if need be, or mend it; its interpreter. Raises ConfigError or BackendError.
+
+        `clouds`: those for which it is from now on; None: as before.
+        """
 
 
 @runtime_checkable

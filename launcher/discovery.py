@@ -116,8 +116,8 @@ class Discovery:
 
     def _alive_at(self, name: str, region: str | None) -> Iterator[Orphan]:
         target, site = self._backend(name), self._site(name)
-        told = set()
         there = f" --backend {name} --region {region}" if region else ""
+        machines = {one.name: one for one in target.machines(site)} if isinstance(target, ListsMachines) else {}
         for ref in target.discover(site, region):
             if self._store.get(ref.id) is not None and not self._is_lost(ref.id):
                 continue
@@ -127,18 +127,18 @@ class Discovery:
                 continue
             if status.state.terminal:
                 continue
-            told.add(ref.id)
-            recorded = {}
+            machine, recorded = machines.pop(ref.id, None), {}
             with contextlib.suppress(LaunchError):
                 recorded = dict(target.recorded(ref))
+            hourly = recorded.get("hourly") or (machine and machine.hourly)
             yield Orphan(
                 backend=name, id=ref.id, what=f"job, {status.state}", since=status.started,
-                hourly=Decimal(recorded["hourly"]) if recorded.get("hourly") else None,
+                hourly=None if hourly is None else Decimal(str(hourly)),
                 stop=f"launch list --discover{there}, then launch cancel {ref.id}",
             )  # fmt: skip
-        for machine in target.machines(site) if isinstance(target, ListsMachines) else ():
+        for machine in machines.values():
             owner = self._store.get(machine.name)
-            if machine.name not in told and (owner is None or owner.over):
+            if owner is None or owner.over:
                 yield Orphan(
                     backend=name, id=machine.name, what=machine.what, since=machine.since, stop=machine.stop,
                     hourly=None if machine.hourly is None else Decimal(str(machine.hourly)),

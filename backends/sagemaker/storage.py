@@ -51,10 +51,14 @@ class Storage(BundleStore):
 
     def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
         """(key, size) of every object below `prefix`."""
+        for item in self.listed(prefix):
+            yield item["Key"], item["Size"]
+
+    def listed(self, prefix: str) -> Iterator[Mapping[str, Any]]:
+        """Every object below `prefix` as S3 lists it: Key, Size, LastModified, ..."""
         doing = self.doing("listing", prefix)
         for page in self._aws.pages("s3", "list_objects_v2", doing, Bucket=self.bucket, Prefix=prefix):
-            for item in page.get("Contents") or ():
-                yield item["Key"], item["Size"]
+            yield from page.get("Contents") or ()
 
     def dated(self, prefix: str) -> Iterator[tuple[str, datetime]]:
         """(key, when it was last written) of every object below `prefix`."""

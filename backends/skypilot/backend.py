@@ -15,6 +15,7 @@ from backends import container
 from backends.base import Bundle, Capabilities, Fact, Plan, Problem, Progress, Site
 from backends.capabilities import refuse_unsupported
 from backends.skypilot import checks, machines, node, places
+from backends.skypilot.environment import FIX
 from backends.skypilot.jobs import SkyPilotJobs
 from cost.offers import Offer
 from cost.prices.markets import SKYPILOT_CLOUDS
@@ -22,6 +23,9 @@ from launcher.errors import BackendNotInstalledError, ConfigError, UnsupportedEr
 from launcher.spec import JobSpec, Resources
 
 IDLE_MINUTES = 5
+SERVER = "server"
+"""Open-source SkyPilot takes references to managed secrets, and has no provider of them: that is a plugin of the
+API server (ManagedSecretsProvider in sky/server/plugins.py, 0.14.1)."""
 NOT_INSTALLED = "SkyPilot is not installed: it lives in an environment of its own"
 INSTALL = "launch setup skypilot --install"
 LAUNCH_NAMES = (
@@ -70,15 +74,30 @@ class SkyPilotBackend(SkyPilotJobs):
             pattern=rf"(?:{'|'.join(places.CLOUDS)})(?:/[^\s/]+){{0,2}}|(?:k8s|kubernetes)/\S+",
             required=False,
         ),
+        Fact(
+            name="secrets",
+            what="where secrets are: your environment, or a provider of them at your SkyPilot API server",
+            example="environment",
+            pattern=f"environment|{SERVER}",
+            required=False,
+        ),
     )
 
     def check(self, site: Site, plan: Plan | None = None) -> list[Problem]:
         if not self._environment.ready():
             return [Problem(what=NOT_INSTALLED, fix=INSTALL)]
-        return checks.problems(self._service, site, plan)
+        if damage := self._environment.damage():
+            return [Problem(what=f"SkyPilot's environment is damaged: {damage}", fix=FIX)]
+        return checks.problems(self._service, self._environment, site, plan)
 
-    def install(self, progress: Progress) -> Path:
-        """Build SkyPilot's own environment if need be; its interpreter. Raises BackendError."""
+    def signed_in(self, site: Site) -> str:
+        """The clouds that SkyPilot can use, and as whom."""
+        return checks.signed_in(self._service, self._environment, site)
+
+    def install(self, progress: Progress, clouds: Sequence[str] | None = None) -> Path:
+        """Build SkyPilot's own environment if need be; its interpreter. Raises ConfigError or BackendError."""
+        if clouds is not None:
+            self._environment.choose(clouds)
         return self._environment.make(progress)
 
     def list_prices(self) -> Mapping[str, Any]:
@@ -122,7 +141,9 @@ class SkyPilotBackend(SkyPilotJobs):
             task["file_mounts"] = mounts
         if job.resources.image is None:
             task["setup"] = node.setup(home, inputs)
-        if job.secrets:
+        if job.secrets and site.get("secrets") == SERVER:
+            task["managed_secrets"] = list(job.secrets)
+        elif job.secrets:
             task["secrets"] = dict.fromkeys(job.secrets)
         if job.resources.max_wait_hours is not None:
             wait_s = max(1, round(job.resources.max_wait_hours * 3600))
@@ -153,11 +174,14 @@ class SkyPilotBackend(SkyPilotJobs):
             )
 
     def obstacle(self, region: str | None, site: Site) -> str | None:
-        where = places.infra_of(region, site)
-        if where.own:
+        where, store = places.infra_of(region, site), places.store(site)
+        if where.own or not store.shared_path:
             return None
         cloud = where.cloud or "whichever cloud SkyPilot takes"
-        return f"this version runs jobs where nodes share a path (Slurm, Kubernetes), and not yet on {cloud}"
+        return (
+            f"the machines of {cloud} have no {store.root} in common; "
+            "launch setup skypilot --store s3://BUCKET or gs://BUCKET names a bucket instead"
+        )
 
     def explain(self, plan: Plan) -> Sequence[tuple[str, str]]:
         task = plan.request["task"]
@@ -175,7 +199,7 @@ class SkyPilotBackend(SkyPilotJobs):
             ("stops after", _stop_in_words(plan)),
             ("waits at most", _wait_in_words(plan)),
             ("spot", "yes, started again by SkyPilot's controller" if resources["use_spot"] else "no"),
-            ("secrets", _secrets_in_words(plan.job)),
+            ("secrets", _secrets_in_words(task)),
             ("assumed", "; ".join(_assumed(plan, store))),
         ]
 
@@ -267,10 +291,12 @@ def _wait_in_words(plan: Plan) -> str:
     return "not at all: it fails at once"
 
 
-def _secrets_in_words(job: JobSpec) -> str:
-    if not job.secrets:
-        return "none"
-    return f"{', '.join(job.secrets)}: names only; values from your environment at submit"
+def _secrets_in_words(task: Mapping[str, Any]) -> str:
+    if managed := task.get("managed_secrets"):
+        return f"{', '.join(managed)}: names only; your SkyPilot API server has the values"
+    if named := task.get("secrets"):
+        return f"{', '.join(named)}: names only; values from your environment at submit"
+    return "none"
 
 
 def _assumed(plan: Plan, store: places.Store) -> Iterable[str]:

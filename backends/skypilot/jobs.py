@@ -9,8 +9,8 @@ import contextlib
 import json
 import os
 import re
-import shlex
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -20,9 +20,10 @@ from urllib.parse import quote, unquote
 from backends.base import Bundle, JobRef, JobState, JobStatus, LogLine, Machine, Plan, Progress, Site
 from backends.skypilot import logs, places, states
 from backends.skypilot.environment import SkyPilotEnvironment
-from backends.skypilot.seen import Seen, look
+from backends.skypilot.seen import Seen, look, told
 from backends.skypilot.service import LAUNCH_S, START_S, SkyPilotService
 from backends.skypilot.shared import SharedPath
+from backends.skypilot.stores import JobStore
 from backends.storage import ROOT
 from launcher.errors import (
     BackendError,
@@ -30,7 +31,6 @@ from launcher.errors import (
     CredentialsError,
     JobNotFoundError,
     LaunchError,
-    UnsupportedError,
 )
 from launcher.home import cache
 from train_entry.failure import FAILURE
@@ -40,9 +40,9 @@ ASK_S = 5.0
 """SkyPilot is asked about one job this often at most."""
 LAST_LINES = 3
 HOST = re.compile(r"^\s*Host\s+([^\s*?]+)\s*$", re.IGNORECASE | re.MULTILINE)
-
-
 LOGIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+JOBS = f"{ROOT}/skypilot/"
+"""A file here for every job that was sent, named by its token: to list all that they left takes long."""
 
 
 class SkyPilotJobs:
@@ -51,30 +51,32 @@ class SkyPilotJobs:
     name: str
 
     def __init__(self, home: Path) -> None:
-        self._environment = SkyPilotEnvironment(cache())
+        self._environment = SkyPilotEnvironment(cache(), home)
         self._service = SkyPilotService(self._environment)
         self._asked: dict[JobRef, tuple[float, Mapping[str, Any]]] = {}
+        self._stores: dict[str, JobStore] = {}
 
     def stage(self, plan: Plan, progress: Progress) -> None:
         store = self._store(scope_of(plan.site, plan.job.resources.region))
         store.put_bundle(plan.bundle, plan.token, progress)
-        known = {"managed": plan.request["managed"], "infra": plan.request["task"]["resources"].get("infra")}
-        store.put(_key(plan.token, "plan.json"), json.dumps(known).encode())
         store.put_record(plan)
+        if plan.request["managed"]:
+            store.put(told(plan.token, "managed"), b"")
+        store.put(told(plan.token, "staged"), b"")
         progress("asking SkyPilot (its server may take a minute to start)")
         self._service.ask("start", START_S)
 
     def submit(self, plan: Plan) -> JobRef:
         ref = JobRef(self.name, scope_of(plan.site, plan.job.resources.region), plan.token)
         store = self._store(ref.scope)
-        if "record.json" not in look(store, ref.id).has:
+        if "staged" not in look(store, ref.id).has:
             raise BackendError(f"{ref.id} was not staged", "launch run")
-        secrets = _secret_values(plan.job.secrets)
         request = plan.request
+        secrets = _secret_values(request["task"].get("secrets", ()))
         self._service.ask(
             "launch", LAUNCH_S, name=ref.id, task=request["task"], managed=request["managed"], secrets=secrets
         )
-        store.put(_key(ref.id, "submitted"), b"")
+        self._note_submitted(store, ref.id)
         return ref
 
     def status(self, ref: JobRef) -> JobStatus:
@@ -84,21 +86,21 @@ class SkyPilotJobs:
             return _from_json(seen.final)
         status = self._status(ref, seen)
         if status.state.terminal:
-            self._store(ref.scope).put(_key(ref.id, "final.json"), _as_json(status).encode())
+            self._store(ref.scope).put(told(ref.id, "final.json"), _as_json(status).encode())
             self._take_down(ref, seen)
         return status
 
     def logs(self, ref: JobRef, cursor: str | None = None) -> Iterator[LogLine]:
         seen = self._seen(ref)
         over = seen.final is not None
-        yield from logs.lines(self._store(ref.scope), _key(ref.id, "logs/"), seen.logs, over, cursor)
+        yield from logs.lines(self._store(ref.scope), seen.logs, over, cursor)
 
     def cancel(self, ref: JobRef) -> None:
         seen = self._seen(ref)
         if self.status(ref).state.terminal:
             return
         store = self._store(ref.scope)
-        store.put(_key(ref.id, "cancel"), b"")  # every node looks for it: the job checkpoints first
+        store.put(told(ref.id, "cancel"), b"")  # every node looks for it: the job checkpoints first
         if not seen.starts:  # nothing to checkpoint, and nobody who looks yet
             self._service.ask("down", name=ref.id, managed=seen.managed)
 
@@ -114,9 +116,12 @@ class SkyPilotJobs:
                 raise ConfigError(f"{ref.id} can't be removed: {token} still runs", f"launch cancel {token}")
         with contextlib.suppress(BackendError):  # a record that is gone names no bundle
             store.drop_bundle(store.record(ref.id)["bundle_sha256"], ref.id)
-        # The mark of the job goes last: a removal that was interrupted can be repeated.
-        for what in ("output/", "checkpoints/", "model/", "logs/", "marks/", ""):
+        for what in ("output/", "checkpoints/", "model/"):
             store.remove(_key(ref.id, what))
+        store.delete([f"{JOBS}{ref.id}", _key(ref.id, "record.json")])
+        # What it told goes last: a removal that was interrupted can be repeated.
+        store.remove(told(ref.id))
+        store.remove(_key(ref.id, ""))
 
     def find(self, site: Site, token: str, region: str | None = None) -> JobRef | None:
         ref = JobRef(self.name, scope_of(site, region), token)
@@ -124,12 +129,12 @@ class SkyPilotJobs:
         seen = look(store, token)
         if "submitted" in seen.has:
             return ref
-        if "record.json" not in seen.has:
+        if "staged" not in seen.has:
             return None
         asked = self._service.ask("look", name=token, managed=seen.managed, closely=False)
         if asked["phase"] == "none":
             return None
-        store.put(_key(token, "submitted"), b"")
+        self._note_submitted(store, token)
         return ref
 
     def discover(self, site: Site, region: str | None = None) -> Iterable[JobRef]:
@@ -138,7 +143,7 @@ class SkyPilotJobs:
 
     def machines(self, site: Site) -> Iterable[Machine]:
         for one in self._service.ask("alive")["found"]:
-            stop = "sky jobs cancel -n" if one["managed"] else "sky down"
+            stop = f"{self._environment.sky()} {'jobs cancel -n' if one['managed'] else 'down'}"
             yield Machine(
                 name=one["name"], what=f"{one['machine'] or 'machines'}, {one['state']}", hourly=one["hourly"],
                 since=states.moment(one["since"]) if one["since"] else None, stop=f"{stop} {one['name']}",
@@ -180,9 +185,9 @@ class SkyPilotJobs:
                 return str(json.loads(found)["message"])
         if code == states.PREEMPTED:
             return states.STOPPED_ITSELF
-        lines = list(logs.lines(store, _key(ref.id, "logs/"), seen.logs, True, None))
-        last = " | ".join(line.text for line in lines if line.source == "node-0" and line.text.strip())
-        last = " | ".join(last.split(" | ")[-LAST_LINES:])
+        own = [part for part in seen.logs if part.node == seen.spokesman]
+        said = (line.text for line in logs.lines(store, own, True, None) if line.text.strip())
+        last = " | ".join(deque(said, LAST_LINES))
         return f"{'set-up' if kind == 'setup' else 'the job'} ended with {code}: {last}"
 
     def _ask(self, ref: JobRef, seen: Seen) -> Mapping[str, Any]:
@@ -200,7 +205,7 @@ class SkyPilotJobs:
             return
         with contextlib.suppress(LaunchError):  # at the next look again
             self._service.ask("down", name=ref.id, managed=seen.managed)
-            self._store(ref.scope).put(_key(ref.id, "down"), b"")
+            self._store(ref.scope).put(told(ref.id, "down"), b"")
 
     def _seen(self, ref: JobRef) -> Seen:
         """Raises JobNotFoundError."""
@@ -216,27 +221,38 @@ class SkyPilotJobs:
 
     def _tokens(self, scope: str, prefix: str) -> list[str]:
         """Of every job that was started, and begins so."""
-        store = self._store(scope)
-        home = shlex.quote(f"{store.bucket}/{ROOT}/jobs")
-        text = f"cd {home} 2>/dev/null && ls -d {shlex.quote(prefix)}*/submitted 2>/dev/null || :"
-        told = store.sh(text, store.doing("listing", f"{ROOT}/jobs"))
-        return [line.partition("/")[0] for line in told.decode().splitlines()]
+        return [key.removeprefix(JOBS) for key, _ in self._store(scope).keys(f"{JOBS}{prefix}")]
 
-    def _store(self, scope: str) -> SharedPath:
-        login, colon, root = unquote(scope).partition(":")
-        if not colon or LOGIN.fullmatch(login) is None:  # a reference may come from anywhere
-            raise JobNotFoundError(f"{scope} is no store of a SkyPilot job", "launch list")
-        return SharedPath(root, None if login == HERE else login, cache() / "ssh")
+    @staticmethod
+    def _note_submitted(store: JobStore, token: str) -> None:
+        store.put(told(token, "submitted"), b"")
+        store.put(f"{JOBS}{token}", b"")
+
+    def _store(self, scope: str) -> JobStore:
+        found = self._stores.get(scope)
+        if found is None:
+            found = self._stores[scope] = opened(scope)
+        return found
+
+
+def opened(scope: str) -> JobStore:
+    """The store of a reference's scope. Raises JobNotFoundError where that is none."""
+    where, colon, root = unquote(scope).partition(":")
+    # A reference may come from anywhere.
+    if colon and root.startswith("/") and LOGIN.fullmatch(where):
+        return SharedPath(root, None if where == HERE else where, cache() / "ssh")
+    if places.BUCKET.fullmatch(f"{where}://{root}"):
+        from backends.skypilot.buckets import BUCKETS  # what reads the buckets of two vendors, on use
+
+        return BUCKETS[where](root)
+    raise JobNotFoundError(f"{scope} is no store of a SkyPilot job", "launch list")
 
 
 def scope_of(site: Site, region: str | None) -> str:
-    """Where the job's files are, as a reference has it: `LOGIN:ROOT`, quoted. Raises ConfigError."""
+    """Where the job's files are, quoted as a reference has it: `LOGIN:ROOT` or `s3:BUCKET`. Raises ConfigError."""
     root = site.need("store").rstrip("/")
     if not root.startswith("/"):
-        raise UnsupportedError(
-            f"site.skypilot.store: {root} is a bucket; this version sends jobs to a path that all nodes share",
-            "launch setup skypilot --store /shared/finelaunch, or launch plan --backend skypilot for the request",
-        )
+        return quote(root.replace("://", ":", 1), safe=":")
     login = HERE if Path(root).is_dir() else _login(places.infra_of(region, site).text)
     return quote(f"{login}:{root}", safe=":")
 
@@ -257,7 +273,7 @@ def _login(infra: str | None) -> str:
 
 
 def _secret_values(names: Iterable[str]) -> dict[str, str]:
-    """From the environment: SkyPilot keeps no store of them. Raises CredentialsError."""
+    """From the environment. Raises CredentialsError."""
     for name in names:
         if not os.environ.get(name):
             raise CredentialsError(f"secrets: {name} is not in the environment", f"export {name}=...")

@@ -4,7 +4,7 @@
 {"op": "look", "argument": {"name", "managed", "closely"}} -> {"phase", "detail", "reason", "recoveries"}
 {"op": "down", "argument": {"name", "managed"}} -> {}
 {"op": "alive", "argument": {}} -> {"found": [{"name", "state", "managed", "machine", "hourly", "since"}]}
-{"op": "check", "argument": {"clouds"}} -> {"enabled": [...], "said": text}
+{"op": "check", "argument": {"clouds"}} -> {"enabled": {cloud: ["compute", "storage"]}, "said": text}
 {"op": "start", "argument": {}} -> {}
 
 `phase`: none, launching, failed (to launch), up, waiting, running, recovering, over. SkyPilot 0.14.1.
@@ -178,8 +178,9 @@ def check(argument: Mapping[str, Any]) -> dict[str, Any]:
 
     said = io.StringIO()
     clouds = tuple(argument["clouds"]) or None
-    found = sdk.stream_and_get(sdk.check(clouds, False), output_stream=said)
-    return {"enabled": sorted({cloud for space in found.values() for cloud in space}), "said": said.getvalue()}
+    found = sdk.stream_and_get(sdk.check(clouds, True), output_stream=said)
+    enabled = {cloud: list(able) for space in found.values() for cloud, able in space.items() if able}
+    return {"enabled": enabled, "said": said.getvalue()}
 
 
 OPS: dict[str, Callable[[Mapping[str, Any]], Any]] = {

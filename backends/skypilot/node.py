@@ -1,10 +1,16 @@
-"""What every node of a SkyPilot job runs, as bash: the job's environment, the training, and marks in the store.
+"""What every node of a SkyPilot job runs, as bash: the environment, the training, and its words in the store.
 
-The store tells what SkyPilot forgets when it takes a cluster down, and what it takes seconds to answer:
+The store tells what SkyPilot forgets when it takes a cluster down, and what it takes seconds to answer. It may be
+a bucket that is mounted: such a folder takes whole new files, and neither appended lines nor renamed files. So a
+node only ever adds files there:
 
-jobs/TOKEN/logs/node-RANK.log     all that the node said, set-up and training, every start of it
-jobs/TOKEN/marks/node-RANK        a line each: `start SECONDS`, `end CODE SECONDS`, `setup CODE SECONDS` (failed)
-jobs/TOKEN/cancel                 there since somebody asked the job to stop: each node looks for it
+jobs/TOKEN/told/node-RANK.log.BEGAN.PART       what it said since the part before, set-up and training, every start
+jobs/TOKEN/told/node-RANK.start.WHEN           when training began
+jobs/TOKEN/told/node-RANK.end.CODE.WHEN        how it ended
+jobs/TOKEN/told/node-RANK.setup.CODE.WHEN      how set-up failed
+jobs/TOKEN/told/cancel                         there since somebody asked the job to stop: each node looks for it
+
+BEGAN and WHEN are milliseconds since 1970, PART counts from 000000.
 """
 
 from __future__ import annotations
@@ -15,18 +21,44 @@ PYTHON = '"$HOME/launch-env-$(hostname)/bin/python"'
 IMAGE_PYTHON = '"$(command -v python3 || command -v python)"'
 
 BEGIN = """\
-job={job} rank=${{{rank}:-0}}
-mkdir -p "$job/logs" "$job/marks"
-exec > >(trap '' INT TERM; exec tee -a "$job/logs/node-$rank.log") 2>&1
-tee=$!
-mark() {{ exec >&- 2>&-; wait "$tee"; echo "$*" "$(date +%s)" >>"$job/marks/node-$rank"; }}
+told={job}/told/node-${{{rank}:-0}}
+now() {{ date +%s%3N; }}
+mkdir -p {job}/told
+said=$(mktemp)
+exec {{bell}}<> <(:)
+ship() {{
+  local name=$told.log.$(now) sent=0 part=0 size pause=1
+  trap '' INT TERM
+  while [ -n "$pause" ]; do
+    read -rt "$pause" -u "$bell" && pause= || pause=$((SECONDS / 200 + 2 < 30 ? SECONDS / 200 + 2 : 30))
+    kill -0 $$ || pause=
+    size=$(stat -c %s "$said")
+    [ "$size" -gt "$sent" ] || continue
+    tail -c "+$((sent + 1))" "$said" | head -c "$((size - sent))" >"$name.$(printf %06d "$part")" || continue
+    sent=$size part=$((part + 1))
+  done
+}}
+ship >/dev/null 2>&1 &
+shipping=$!
+exec > >(trap '' INT TERM; exec tee "$said") 2>&1
+saying=$!
+finish() {{
+  exec >&- 2>&-
+  wait "$saying" || :
+  echo >&"$bell"
+  wait "$shipping" || :
+  rm -f "$said"
+}}
+mark() {{ local IFS=.; echo "$*" >"$told.$*.$(now)"; }}
 """
-"""The mark comes when the log is written: `tee` ends with the last who holds its pipe."""
+"""A mark comes when all words are there: `tee` ends with the last who holds its pipe, a ring of the bell ends the
+shipping, and so does the end of the script where that was killed. A part goes out every 2 seconds at first, every
+30 in the end: a bucket bills each. A part that could not be written is written anew, under its name."""
 
 SETUP = (
     BEGIN
     + """\
-trap 'code=$?; [ "$code" = 0 ] || mark setup "$code"' EXIT
+trap 'code=$?; finish; [ "$code" = 0 ] || mark setup "$code"' EXIT
 set -e
 folder="$HOME/launch-env-$(hostname)"
 uv="$HOME/.local/bin/uv"
@@ -39,17 +71,18 @@ uv="$HOME/.local/bin/uv"
 RUN = (
     BEGIN
     + """\
-echo "start $(date +%s)" >>"$job/marks/node-$rank"
+mark start
 export PYTHONPATH={inputs}/code PYTHONDONTWRITEBYTECODE=1
 timeout --foreground --preserve-status --signal=TERM --kill-after={kill_after} {stop} \\
-  {python} -m train_entry &
+  {python} -m train_entry {{bell}}>&- &
 child=$!
 trap 'kill -TERM "$child"' TERM INT
-(while sleep 1 && kill -0 "$child"; do
-  [ ! -e "$job/cancel" ] || {{ kill -TERM "$child"; break; }}
+(while sleep 2 && kill -0 "$child"; do
+  [ ! -e {job}/told/cancel ] || {{ kill -TERM "$child"; break; }}
 done) >/dev/null 2>&1 &
 while kill -0 "$child" 2>/dev/null; do wait "$child" && code=0 || code=$?; done
 trap '' TERM INT
+finish
 mark end "$code"
 exit "$code"
 """

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping
 from typing import IO, Any
 
-from backends.skypilot.environment import VERSION, WORKER, SkyPilotEnvironment
+from backends.skypilot.environment import FIX, VERSION, WORKER, SkyPilotEnvironment
 from launcher.errors import (
     BackendError,
     BackendNotInstalledError,
@@ -46,7 +46,7 @@ class SkyPilotService:
             line = json.dumps({"version": VERSION, "op": op, "argument": argument}) + "\n"
             answer = self._exchange(op, line, timeout_s)
         if "error" in answer:
-            raise _as_launch_error(op, answer)
+            raise _as_launch_error(answer, self._environment.sky())
         return answer["result"]
 
     def close(self) -> None:
@@ -86,9 +86,10 @@ class SkyPilotService:
             self.close()
             if late.is_set():
                 raise UnreachableError(
-                    f"SkyPilot did not answer within {timeout_s:g} s ({op})", "sky api status shows what it does"
+                    f"SkyPilot did not answer within {timeout_s:g} s ({op})",
+                    f"{self._environment.sky()} api status shows what it does",
                 ) from exc
-            raise BackendError(f"SkyPilot's worker ended: {last}", "launch setup skypilot --install") from exc
+            raise BackendError(f"SkyPilot's worker ended: {last}", FIX) from exc
         finally:
             timer.cancel()
         return answer
@@ -120,13 +121,13 @@ class SkyPilotService:
         return " ".join(lines[-1:]) or "it said nothing"
 
 
-def _as_launch_error(op: str, answer: Mapping[str, Any]) -> LaunchError:
+def _as_launch_error(answer: Mapping[str, Any], sky: str) -> LaunchError:
     """The error of our tree for SkyPilot's: its own name stays in the message."""
     kind, message = answer.get("type", ""), f"SkyPilot: {answer['error']}"
     if kind in CAPACITY:
         return CapacityError(message, "another region or GPU, or resources.fallback")
     if kind in CREDENTIALS:
-        return CredentialsError(message, "sky check")
+        return CredentialsError(message, f"{sky} check")
     if kind in PASSING or "Connection" in kind:
-        return UnreachableError(message, "sky api status; the same command again")
-    return BackendError(message, "sky api logs shows more")
+        return UnreachableError(message, f"{sky} api status; the same command again")
+    return BackendError(message, f"{sky} api logs shows more")

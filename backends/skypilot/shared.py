@@ -1,4 +1,4 @@
-"""A path that all nodes share, as a BundleStore: on this machine, or over ssh on Slurm's login node."""
+"""A path that all nodes share, as a store: on this machine, or over ssh on Slurm's login node."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from backends.base import BundleFile
-from backends.storage import BundleStore, Count
+from backends.skypilot.stores import JobStore, Kept
+from backends.storage import Count
 from launcher.errors import BackendError, UnreachableError
 
 CALL_S = 120
 PIECE = 1 << 20
+AT_ONCE = 200
+"""Files that one command reads; Linux takes 128 KiB of it."""
 SSH_FAILED = 255
 """ssh's own exit status when it, not the command, has failed."""
 
 
-class SharedPath(BundleStore):
+class SharedPath(JobStore):
     """The folder `root`. `login`: the host of ~/.slurm/config through which it is reached; None: it is here."""
 
     scheme = "file"
@@ -52,6 +55,13 @@ class SharedPath(BundleStore):
             if key.startswith(prefix) and size.isdecimal():
                 yield key, int(size)
 
+    def look(self, prefix: str) -> Iterator[Kept]:
+        text = f"cd {_q(self._path(prefix))} 2>/dev/null && date +%s && stat -c '%s %Y %n' -- * 2>/dev/null || :"
+        now, *lines = self.sh(text, self.doing("looking at", prefix)).decode().splitlines() or ["0"]
+        for line in lines:
+            size, written, name = line.split(" ", 2)
+            yield Kept(key=f"{prefix}{name}", size=int(size), age_s=max(0, int(now) - int(written)))
+
     def remove(self, prefix: str) -> None:
         """`prefix` is a file, or a folder with its `/`."""
         self.sh(f"rm -rf {_q(self._path(prefix))}", self.doing("removing", prefix))
@@ -61,11 +71,18 @@ class SharedPath(BundleStore):
             self.sh(f"rm -f {_q(self._path(key))}", self.doing("removing", key))
 
     def read_from(self, key: str, start: int) -> Iterator[bytes]:
-        doing = self.doing("downloading", key)
+        return self.read_all([(key, start)])
+
+    def read_all(self, wanted: Sequence[tuple[str, int]]) -> Iterator[bytes]:
+        for at in range(0, len(wanted), AT_ONCE):
+            some = wanted[at : at + AT_ONCE]
+            text = " && ".join(f"tail -c +{start + 1} {_q(self._path(key))}" for key, start in some)
+            yield from self._said_by(text, self.doing("downloading", some[0][0]))
+
+    def _said_by(self, text: str, doing: str) -> Iterator[bytes]:
         with subprocess.Popen(
-            self._command(f"tail -c +{start + 1} {_q(self._path(key))}"), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        ) as process:  # fmt: skip
+            self._command(text), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
             assert process.stdout is not None and process.stderr is not None
             while piece := process.stdout.read(PIECE):
                 yield piece

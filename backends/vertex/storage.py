@@ -50,9 +50,13 @@ class Storage(BundleStore):
         return None if found is None else int(found.generation)
 
     def keys(self, prefix: str) -> Iterator[tuple[str, int]]:
+        for blob in self.listed(prefix):
+            yield blob.name, int(blob.size)
+
+    def listed(self, prefix: str) -> Iterator[Any]:
+        """google-cloud-storage's Blob of every object below `prefix`."""
         with self._google.errors(self.doing("listing", prefix)):
-            for blob in self._google.storage().list_blobs(self.bucket, prefix=prefix):
-                yield blob.name, int(blob.size)
+            yield from self._google.storage().list_blobs(self.bucket, prefix=prefix)
 
     def delete(self, keys: Sequence[str]) -> None:
         from google.api_core.exceptions import NotFound

@@ -24,6 +24,7 @@ def command(backend: str, facts: tuple[str, ...]) -> None:
     --find      look them up in the account; who is signed in, what is missing
     --advice    commands and least-privilege policies that make what is missing
     --install   build the environment of an SDK that lives by itself (skypilot)
+    --clouds    aws,lambda: the same, with what it needs of these clouds
 
     They are kept in your configuration folder. No secret is asked for: credentials stay where the vendor's own
     tools keep them.
@@ -34,9 +35,12 @@ def command(backend: str, facts: tuple[str, ...]) -> None:
     from launcher.site import check_facts, load_site, save_site
 
     target = registry.create(backend, home())
-    if "--install" in facts:
-        _install(target)
-        return
+    clouds, facts = _taken(facts, "--clouds")
+    if "--install" in facts or clouds is not None:
+        _install(target, clouds)
+        facts = tuple(word for word in facts if word != "--install")
+        if not facts:
+            return
     if not target.facts:
         click.echo(f"{backend} needs no facts")
         return
@@ -117,7 +121,19 @@ def _finder(target: Backend) -> FindsFacts:
     return target
 
 
-def _install(target: Backend) -> None:
+def _taken(words: tuple[str, ...], option: str) -> tuple[list[str] | None, tuple[str, ...]]:
+    """The comma-separated value of an option that is no fact, and the words without it."""
+    for at, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == option:
+            if not equals and at + 1 == len(words):
+                raise click.UsageError(f"{option} needs a value")
+            value, rest = (value, words[at + 1 :]) if equals else (words[at + 1], words[at + 2 :])
+            return [one.strip() for one in value.split(",") if one.strip()], words[:at] + rest
+    return None, words
+
+
+def _install(target: Backend, clouds: list[str] | None) -> None:
     from backends.base import Installs
     from launcher.errors import ConfigError
 
@@ -125,7 +141,7 @@ def _install(target: Backend) -> None:
         raise ConfigError(
             f"setup {target.name} --install: nothing is installed that way", "launch backends says what each needs"
         )
-    target.install(lambda line: click.echo(line, err=True))
+    target.install(lambda line: click.echo(line, err=True), clouds)
 
 
 def _parse(words: tuple[str, ...]) -> dict[str, str]:

@@ -22,10 +22,13 @@ The whole requests stand in `tests/golden/`.
 `backend` chooses the column. `local` runs the same bundle as a process: resources that it can't offer are
 refused by name.
 
-What of `skypilot` is shown by requests alone, as no real cloud takes part in the tests: buckets as store (this
-version sends no such job), spot machines, images, disks, what a cloud bills. Autostop was seen to take a cluster
-down on Slurm, on no cloud. On a real Slurm cluster (`tests/emulators/slurm`) jobs run, fail, are cancelled and
-fetched, a managed job goes on when its allocation is killed, and no machine stays.
+What of `skypilot` no test shows, as no real cloud takes part: SkyPilot getting a cloud's machine and mounting a
+bucket there with goofys or gcsfuse, spot machines, images, disks, what a cloud bills. Autostop was seen to take
+a cluster down on Slurm, on no cloud. What is shown: on a real Slurm cluster (`tests/emulators/slurm`) jobs of
+one and two nodes run, fail, are cancelled and fetched, a managed job goes on when its allocation is killed, and
+no machine stays. With a bucket as store the contract's jobs train for real on an S3 bucket of moto's that
+rclone mounts through FUSE, started by a stand-in for SkyPilot (`tests/emulators/mounted_worker.py`); a Google
+bucket is read and written on gcp-storage-emulator, the node's files mirrored into it.
 
 What of `azureml` differs from what Azure's own tools would make: the bundle is a folder of the datastore, named
 by its hash and sent once, and no data asset: the last job that needs it takes it away (`launch release`), and a

@@ -23,16 +23,16 @@ class Vendor:
     def discover(self, site: Site, region: str | None = None) -> Iterable[JobRef]:
         if self.down:
             raise UnreachableError("no answer", "later")
-        return [JobRef("skypilot", "x", name) for name in ("mine", "strange", "ended")]
+        return [JobRef("skypilot", "x", name) for name in ("mine", "strange", "unpriced", "ended")]
 
     def status(self, ref: JobRef) -> JobStatus:
         return JobStatus(state=JobState.SUCCEEDED if ref.id == "ended" else JobState.RUNNING)
 
     def recorded(self, ref: JobRef) -> Mapping[str, Any]:
-        return {"hourly": "2.50"}
+        return {"hourly": None if ref.id == "unpriced" else "2.50"}
 
     def machines(self, site: Site) -> Iterable[Machine]:
-        for name in ("mine", "strange", "over", "by-hand"):
+        for name in ("mine", "strange", "unpriced", "over", "by-hand"):
             yield Machine(name=name, what="1 x H100", hourly=3.0, since=None, stop=f"sky down {name}")
 
 
@@ -53,10 +53,11 @@ def discovery(tmp_path: Path, vendor: Vendor) -> Discovery:
 def test_what_no_running_job_of_the_record_owns_is_told_once_with_its_price(tmp_path: Path) -> None:
     found, silent = discovery(tmp_path, Vendor()).orphans(["skypilot"])
     assert [(one.id, one.hourly) for one in found] == [
-        ("strange", Decimal("2.50")), ("over", Decimal("3.0")), ("by-hand", Decimal("3.0"))
+        ("strange", Decimal("2.50")), ("unpriced", Decimal("3.0")), ("over", Decimal("3.0")),
+        ("by-hand", Decimal("3.0")),
     ]  # fmt: skip
     assert "launch cancel strange" in found[0].stop
-    assert found[1].stop == "sky down over"
+    assert found[2].stop == "sky down over"
     assert silent == {}
 
 

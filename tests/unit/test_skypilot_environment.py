@@ -19,6 +19,8 @@ from backends.container import with_examples
 from backends.skypilot import SkyPilotBackend, environment, machines, places
 from backends.skypilot.environment import SkyPilotEnvironment
 from launcher.errors import BackendError, BackendNotInstalledError, ConfigError
+from tests.conftest import Launch
+from tests.tiny_wheels import make_wheel
 from tests.unit.rendering import IMAGE, job, rendered
 
 CLOUD = {"store": "s3://team-bucket", "infra": "aws/us-east-1"}
@@ -70,6 +72,54 @@ def test_a_failed_build_leaves_no_environment(tmp_path: Path, monkeypatch: pytes
     assert [p.suffix for p in (tmp_path / "cache" / "environments").iterdir()] == [".log"]
 
 
+def test_an_environment_has_what_the_chosen_clouds_need_and_is_repaired_where_a_file_is_gone(
+    tmp_path: Path, launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extras = ['tinyaws==1; extra == "aws"', 'tinygcp==1; extra == "gcp"']
+    provides = "".join(f"\nProvides-Extra: {name}" for name in ("aws", "gcp", "slurm"))
+    make_wheel(tmp_path / "wheels", "skypilot", "0.14.1", [f"sky==1{provides}", *extras])
+    for name in ("sky", "tinyaws", "tinygcp"):
+        make_wheel(tmp_path / "wheels", name, "1")
+    monkeypatch.delenv("LAUNCH_SKYPILOT_PYTHON", raising=False)
+    env = {
+        "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "wheels"), "LAUNCH_TRAIN_PYTHON": sys.executable,
+        "LAUNCH_CACHE_DIR": str(tmp_path / "cache"), "LAUNCH_CONFIG_DIR": str(tmp_path / "config"),
+    }  # fmt: skip
+    made = launch("setup", "skypilot", "--clouds", "aws", "--store", str(tmp_path), "--infra", "slurm/x", env=env)
+    assert made.returncode == 0, made.stderr
+    assert "building SkyPilot's environment for aws" in made.stderr
+    assert "installing 3 packages" in made.stderr
+    (folder,) = (tmp_path / "cache" / "environments").glob("skypilot-*[!.log]")
+
+    def has(name: str) -> bool:
+        return subprocess.run([folder / "bin/python", "-c", f"import {name}"], capture_output=True).returncode == 0
+
+    assert (has("tinyaws"), has("tinygcp")) == (True, False)
+    (gone,) = folder.rglob("tinyaws.py")
+    gone.unlink()
+    told = json.loads(launch("doctor", "--json", env=env).stdout)["problems"]
+    (problem,) = (p for p in told if p["backend"] == "skypilot")
+    assert f"{gone} is missing" in problem["what"]
+    assert problem["fix"] == "launch doctor --fix"
+    repaired = launch("doctor", "--fix", "--json", env=env)
+    assert str(gone) not in repaired.stdout
+    assert has("tinyaws")
+    assert [p.name for p in folder.parent.iterdir() if p.is_dir()] == [folder.name]
+
+
+def test_a_cloud_that_skypilot_does_not_know_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'mars'") as refusal:
+        SkyPilotEnvironment(tmp_path, tmp_path / "home").choose(["aws", "mars"])
+    assert "lambda" in (refusal.value.hint or "")
+
+
+def test_the_clouds_to_choose_from_are_skypilots_extras(sky_python: Path, tmp_path: Path) -> None:
+    script = (
+        "from importlib.metadata import metadata\nprint(sorted(metadata('skypilot').get_all('Provides-Extra')))"
+    )
+    assert set(environment.CLOUDS) <= set(said_by(sky_python, tmp_path, script))
+
+
 def test_an_environment_that_does_not_answer_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LAUNCH_SKYPILOT_PYTHON", sys.executable)  # has no sky
     with pytest.raises(BackendError, match="No module named 'sky'"):
@@ -89,6 +139,7 @@ SOMEWHERE: list[tuple[dict[str, Any], dict[str, str]]] = [
     ({"backend_options": {"skypilot": {"resources": {"instance_type": "p4d.24xlarge"}}}}, CLOUD),
     ({"resources": {"max_wait_hours": 1, "disk_gib": 500}, "tags": {"team": "support"}}, K8S),
     ({"resources": {"offline": True, "image": IMAGE}, "model": "/models/base"}, SLURM),
+    ({"secrets": ["HF_TOKEN"]}, {**CLOUD, "secrets": "server"}),
 ]
 REFUSED: list[tuple[dict[str, Any], dict[str, str], str]] = [
     ({"resources": {"disk_teir": "high"}}, CLOUD, r"task\.resources: .*disk_tier"),
@@ -162,6 +213,26 @@ def said_by(sky_python: Path, home: Path, script: str) -> Any:
         [sky_python, "-c", script], env=env, capture_output=True, text=True, check=True, timeout=60
     )
     return ast.literal_eval(done.stdout.strip().splitlines()[-1])
+
+
+def test_a_provider_at_skypilots_server_gives_the_job_its_secrets_by_name(
+    backend: SkyPilotBackend, sky_python: Path, tmp_path: Path
+) -> None:
+    task = rendered(backend, job(secrets=["HF_TOKEN"]), {**SLURM, "secrets": "server"})["task"]
+    script = (
+        "import sky; from sky import execution; from sky.server import plugins\n"
+        "class Vault(plugins.ManagedSecretsProvider):\n"
+        "    async def resolve(self, refs, user_hash, workspace):\n"
+        "        return plugins.ResolvedSecrets(env_vars={one.name: 'from the vault' for one in refs})\n"
+        "context = plugins.ExtensionContext()\n"
+        "context.register_managed_secrets_provider(Vault())\n"
+        "plugins.get_extension_context = lambda: context\n"
+        f"with sky.Dag() as dag: task = sky.Task.from_yaml_config({task!r})\n"
+        "dag.add(task) if task not in dag.tasks else None\n"
+        "execution._resolve_managed_secrets(dag)\n"
+        "print({name: task.envs[name] for name in ('HF_TOKEN', 'LAUNCH_JOB_ID')})"
+    )
+    assert said_by(sky_python, tmp_path, script) == {"HF_TOKEN": "from the vault", "LAUNCH_JOB_ID": "triage-2"}
 
 
 def test_the_infra_names_are_skypilots_own(sky_python: Path, tmp_path: Path) -> None:
