@@ -1,6 +1,7 @@
 """How rows are put into forward passes: chosen by what the rows and the model make cheapest, then checked.
 
-prefix     rows that begin alike are one tree, every token of which is computed once (train_entry/prefix.py)
+prefix     rows are a tree: what they begin with alike is computed once (train_entry/prefix.py), and on a CPU no
+           pair of tokens of different rows (train_entry/tree_attention.py)
 flat       rows end to end without padding (TRL's padding-free batches); a step still has train.batch_size rows
 padded     rows side by side, padded to the longest
 sequences  sequences of data.max_length filled with rows (TRL's packing); a step has batch_size sequences
@@ -19,6 +20,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from train_entry.config import TrainJob
 from train_entry.data import Example, label_ids
 from train_entry.prefix import ROW_TOKENS, PrefixCollator, packs_of, width_of
+from train_entry.tree_attention import by_segments
 
 Kind = Literal["prefix", "flat", "padded", "sequences"]
 
@@ -132,7 +134,7 @@ def _by_cost(
 ) -> Iterator[Packing]:
     """The ways that are possible, the one to take first; padded is the last."""
     micro, passes = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    price = _price(model)
+    price, segments = _price(model), by_segments(model.device)
     widest = max(map(len, rows))
     most = micro if job.train.micro_batch else most_rows or micro * passes
     sizes = [micro] if job.train.micro_batch else [s for s in _divisors(micro * passes) if s <= most]
@@ -142,7 +144,7 @@ def _by_cost(
         if config.n_gpu > 1 or (kind == "prefix" and why_not):
             continue
         fitting = [s for s in sizes if s <= micro or _fits(rows, s, kind, min(BUDGET, micro * widest))]
-        found = [(_cost(rows, size, kind), size) for size in fitting]
+        found = [(_cost(rows, size, kind, segments), size) for size in fitting]
         costs[kind] = min(found, key=lambda one: price(one[0]))
     best: Kind = "padded"
     order: list[Kind] = ["padded"]
@@ -185,13 +187,14 @@ def _samples(rows: Sequence[Example], size: int) -> list[list[Example]]:
     return [drawn[at : at + size] for at in range(0, max(1, len(drawn) - size + 1), size)]
 
 
-def _cost(rows: Sequence[Example], size: int, kind: Kind) -> Cost:
-    passes = [_pass(batch, kind) for batch in _samples(rows, size)]
+def _cost(rows: Sequence[Example], size: int, kind: Kind, segments: bool = False) -> Cost:
+    passes = [_pass(batch, kind, segments) for batch in _samples(rows, size)]
     count = sum(len(batch) for batch in _samples(rows, size))
     return Cost(sum(cost.tokens for cost in passes) / count, sum(cost.pairs for cost in passes) / count)
 
 
-def _pass(batch: Sequence[Example], kind: Kind) -> Cost:
+def _pass(batch: Sequence[Example], kind: Kind, segments: bool = False) -> Cost:
+    """`segments`: a prefix pass computes no pair of tokens that its mask would hide."""
     if kind == "padded":
         width = max(map(len, batch))
         return Cost(len(batch) * width, len(batch) * width**2)
@@ -200,7 +203,8 @@ def _pass(batch: Sequence[Example], kind: Kind) -> Cost:
         return Cost(tokens, tokens**2)
     packs = packs_of([(e.prompt, e.completion) for e in batch], BUDGET)
     width = width_of(packs)
-    return Cost(len(packs) * width, len(packs) * width**2)
+    pairs = sum(pack.tree(width).pairs for pack in packs) if segments else len(packs) * width**2
+    return Cost(len(packs) * width, pairs)
 
 
 def _fits(rows: Sequence[Example], size: int, kind: Kind, budget: int) -> bool:

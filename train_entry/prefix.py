@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from train_entry.tree_attention import TREES, Tree
+
 TokenRow = tuple[Sequence[int], Sequence[int]]
 """(prompt ids, completion ids); only the completion is learnt."""
 
@@ -34,6 +36,7 @@ class Pack:
     segments: list[int] = field(default_factory=list)
     above: list[tuple[int, ...]] = field(default_factory=list)
     """For every segment: those that it sees, itself the last."""
+    sizes: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -46,6 +49,11 @@ class Pack:
         self.positions += range(first, first + len(ids))
         self.targets += targets
         self.segments += [number] * len(ids)
+        self.sizes.append(len(ids))
+
+    def tree(self, width: int) -> Tree:
+        """The segments for tree_attention; padding is one that sees itself."""
+        return Tree((*self.sizes, width - len(self)), (*self.above, (len(self.above),)))
 
     def mask(self, width: int) -> torch.Tensor:
         """[width, width] of bool, True where the row's token sees the column's; padding sees itself."""
@@ -129,6 +137,7 @@ class PrefixCollator:
             "input_ids": torch.tensor([[*p.ids, *[0] * (width - len(p))] for p in packs]),
             "position_ids": torch.tensor([[*p.positions, *[0] * (width - len(p))] for p in packs]),
             "attention_mask": torch.stack([p.mask(width) for p in packs])[:, None],
+            TREES: [p.tree(width) for p in packs],
             "logits_to_keep": columns,
             # Both names: the first makes the model compute a loss, the second says that nothing is to be shifted.
             "labels": learnt,

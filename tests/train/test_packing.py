@@ -185,7 +185,10 @@ def test_rows_that_begin_alike_share_it_and_a_step_has_as_many_rows_as_before(mo
     assert (found.kind, found.micro, found.passes) == ("prefix", 4, 4)
 
 
-def test_rows_that_share_little_are_put_end_to_end_or_padded(model_folder, tmp_path):
+def test_rows_that_share_little_are_put_end_to_end_or_padded_where_masks_are_used(
+    model_folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("train_entry.packing.by_segments", lambda device: False)  # a GPU
     job, _, model = tuned(model_folder, tmp_path)
     draw = random.Random(0)
     ragged = [
@@ -199,6 +202,9 @@ def test_rows_that_share_little_are_put_end_to_end_or_padded(model_folder, tmp_p
         dataclasses.replace(e, prompt=e.prompt[-1:] * 20, completion=(5, 1)) for e in examples(64, prefixes=(0,))
     ]
     assert chosen(model, job, tmp_path, even).kind == "padded"
+    monkeypatch.undo()
+    job = dataclasses.replace(job, train=dataclasses.replace(job.train, micro_batch=8))
+    assert chosen(model, job, tmp_path, ragged).kind == "prefix", "a CPU computes no pair of two rows"
 
 
 def test_a_prefix_costs_what_its_collator_makes_of_the_rows(model_folder, tmp_path, monkeypatch):
@@ -207,8 +213,10 @@ def test_a_prefix_costs_what_its_collator_makes_of_the_rows(model_folder, tmp_pa
     rows = examples(8, prefixes=(60, 60))
     batch = PrefixCollator(100)([as_tokens(row, "completion") for row in rows])
     assert batch["input_ids"].shape[0] > 1
-    cost = _pass(rows, "prefix")
-    assert cost.tokens == batch["input_ids"].numel() and cost.pairs == batch["attention_mask"].numel()
+    cost, on_a_cpu = _pass(rows, "prefix"), _pass(rows, "prefix", segments=True)
+    assert cost.tokens == on_a_cpu.tokens == batch["input_ids"].numel()
+    assert cost.pairs == batch["attention_mask"].numel()
+    assert int(batch["attention_mask"].sum()) < on_a_cpu.pairs < cost.pairs
 
 
 @pytest.mark.parametrize("asked", [True, False])

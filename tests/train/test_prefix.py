@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
-from test_loss import plain_loss
+from test_loss import gradients, plain_loss
 from test_packing import examples, tuned
 
 from train_entry.data import Example
@@ -111,3 +111,23 @@ def test_several_packs_of_one_pass_give_the_same_loss(model_folder, tmp_path):
     with torch.no_grad():
         loss = model(**batch, use_cache=False).loss
         assert float(loss) == pytest.approx(float(plain_loss(model, rows, "completion")), rel=1e-5)
+
+
+def test_attention_by_segments_is_attention_under_the_mask(model_folder, tmp_path):
+    """Loss and gradients of random trees; the model gets a mask that would let every token see all."""
+    _, _, model = tuned(model_folder, tmp_path)
+    where = examples(1)[0].row
+    for seed in range(8):
+        draw = random.Random(seed)
+        rows = [Example(where, *row) for row in any_rows(draw, draw.randint(2, 12))]
+        batch = PrefixCollator(draw.choice([20, 2048]))([as_tokens(row, "completion") for row in rows])
+        batch.pop("row_tokens")
+        found = []
+        for change in ({"trees": None}, {"attention_mask": torch.ones_like(batch["attention_mask"])}):
+            model.zero_grad()
+            loss = model(**{**batch, **change}, use_cache=False).loss
+            loss.backward()
+            found.append((loss.item(), gradients(model)))
+        assert found[1][0] == pytest.approx(found[0][0], rel=1e-5), f"seed {seed}"
+        for part, gradient in found[0][1].items():
+            torch.testing.assert_close(found[1][1][part], gradient, rtol=1e-4, atol=1e-5)
