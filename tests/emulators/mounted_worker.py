@@ -66,6 +66,7 @@ class Machines:
         )  # fmt: skip
         env = {
             **os.environ, **task["envs"], **argument["secrets"], "HOME": f"{place}/home",
+            "LAUNCH_GPUS": "0",  # this machine has none of those that the request pays for
             "SKYPILOT_NODE_RANK": "0", "SKYPILOT_NUM_NODES": "1", "SKYPILOT_NODE_IPS": "127.0.0.1",
             "TMPDIR": f"{place}/tmp",
             "PATH": f"{place}/bin:{os.environ['PATH']}",

@@ -17,6 +17,7 @@ import pytest
 from launcher.home import cache
 from tests.emulators.namespaces import prefix
 from tests.emulators.slurm import packages
+from tests.warm_starts import WarmStarts
 
 HERE = Path(__file__).parent
 NEEDED = "FINELAUNCH_TESTS_NEED_SLURM"
@@ -65,13 +66,17 @@ def lacking() -> str | None:
 
 
 class SlurmCluster:
-    """`nodes` nodes of two H100s that are none. One at a time in a network: SkyPilot's server has one port."""
+    """`nodes` nodes of two H100s that are none. One at a time in a network: SkyPilot's server has one port.
+
+    `train_python`: an image's (tests/images.py), whose training starts without its imports.
+    """
 
     def __init__(self, sky_python: Path, train_python: Path, nodes: int = 2) -> None:
         self._sky_python, self._train_python, self._nodes = sky_python, train_python, nodes
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
         self.home = self.folder / "home"
         self._turn: IO[str] | None = None
+        self._warm = WarmStarts(str(train_python), self.folder / "cluster")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -93,6 +98,8 @@ class SlurmCluster:
         fcntl.flock(self._turn, fcntl.LOCK_EX)
         try:
             port = _free_ports(self._nodes + 2)
+            (self.folder / "cluster").mkdir()
+            self._warm.environment(True)
             subprocess.run(
                 [HERE / "up.sh", self.folder / "cluster", packages.folder(), str(self._nodes), str(port),
                  self._train_python],
@@ -108,6 +115,7 @@ class SlurmCluster:
         stop = "from sky.client import sdk; sdk.api_stop()"
         with contextlib.suppress(subprocess.SubprocessError, OSError):
             self._sky(stop)
+        self._warm.close()
         subprocess.run([HERE / "down.sh", self.folder / "cluster"], capture_output=True, check=False)
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._turn is not None:
