@@ -304,6 +304,8 @@ def job_record(plan: Plan, created: datetime) -> dict[str, Any]:
     """What a backend keeps with a job, JSON-able, so that `recorded` and `bundle` can answer on any machine."""
     return {
         "job": plan.job.model_dump(mode="json"),
+        "backend": plan.offer.backend,
+        "facts": {name: value for name, value in plan.site.facts.items() if value},
         "token": plan.token,
         "lineage": plan.lineage,
         "bundle_sha256": plan.bundle.sha256,

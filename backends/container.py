@@ -121,6 +121,14 @@ def model_in_bundle(bundle: Bundle) -> dict[str, str]:
     return {"{model folder}": ""} if any(f.path.startswith("model/") for f in bundle.files) else {}
 
 
+def raw_field(job: JobSpec, backend: str, *path: str) -> Any:
+    """What `backend_options` has at `path`; None where it has nothing there, or no mapping above it."""
+    found: Any = job.backend_options.get(backend)
+    for name in path:
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
+
+
 def merged(request: Mapping[str, Any], options: Mapping[str, Any], ours: frozenset[str]) -> dict[str, Any]:
     """`request` with the user's raw backend options laid over it: mappings merge, all else replaces, null removes.
 

@@ -114,15 +114,15 @@ class BundleStore(ABC):
 
     def withdraw(self, sha256: str, token: str) -> None:
         """The job was refused: it neither needs its bundle nor has a record. What was sent stays for the next."""
-        self.delete([f"{ROOT}/uses/{sha256}/{token}", _record_key(token)])
+        self.delete([f"{ROOT}/uses/{sha256}/{token}", record_key(token)])
 
     def put_record(self, plan: Plan) -> None:
         """Leave with the job what rebuilds a lost record."""
-        self.put(_record_key(plan.token), json.dumps(job_record(plan, datetime.now(UTC))).encode())
+        self.put(record_key(plan.token), json.dumps(job_record(plan, datetime.now(UTC))).encode())
 
     def record(self, token: str) -> Mapping[str, Any]:
         """What `put_record` left. Raises BackendError where that is missing or damaged."""
-        key = _record_key(token)
+        key = record_key(token)
         try:
             found: dict[str, Any] = json.loads(self.get(key) or b"")
         except ValueError as exc:
@@ -246,5 +246,5 @@ class Count:
             self._progress(Moved("uploading", self._done, self._total))
 
 
-def _record_key(token: str) -> str:
+def record_key(token: str) -> str:
     return f"{ROOT}/jobs/{token}/record.json"

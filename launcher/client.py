@@ -182,13 +182,18 @@ class Client:
         Nothing of the last day is touched: somebody may be sending it.
         """
         before = datetime.now(UTC) - max(age, timedelta(days=1))
-        for name in [backend] if backend else BUILTIN:
+        for name in self.swept(backend):
             target = self._backend(name)
-            if isinstance(target, Sweeps) and self._discovery.is_set_up(name):
-                try:
-                    yield name, target.sweep(self._site(name), before), None
-                except LaunchError as exc:
-                    yield name, 0, exc.message
+            assert isinstance(target, Sweeps)
+            try:
+                yield name, target.sweep(self._site(name), before), None
+            except LaunchError as exc:
+                yield name, 0, exc.message
+
+    def swept(self, backend: str | None = None) -> list[str]:
+        """The backends, or this one if it is such, that `sweep` asks."""
+        names = [backend] if backend else BUILTIN
+        return [n for n in names if isinstance(self._backend(n), Sweeps) and self._discovery.is_set_up(n)]
 
     def release(self, job_id: str) -> JobRecord:
         """Remove what the job left stored; it stays in the record."""

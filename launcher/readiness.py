@@ -57,7 +57,7 @@ def _of(name: str, backend: Callable[[str], Backend], ask: bool) -> Readiness:
             problems.append(Problem(what=f"not set up: {', '.join(unset)}", fix=how_to_set(name, unset)))
         # A backend that needs no fact of an account, or lacks one, looks at nothing but this machine.
         asked = ask or not required
-        if asked or unset:
+        if asked or len(unset) == len(required):
             problems += target.check(site)
         who = _who(target, site, problems) if ask and not unset else None
     except LaunchError as exc:

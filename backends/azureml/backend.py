@@ -26,6 +26,7 @@ from backends.container import (
     max_hours,
     merged,
     model_in_bundle,
+    raw_field,
     refuse_offline_downloads,
 )
 from cost.offers import Offer
@@ -212,12 +213,18 @@ def _refuse_impossible(job: JobSpec, site: Site) -> None:
         )
 
 
+def _has_own_machine(job: JobSpec) -> bool:
+    """Do raw fields name the machine? Then the offer does not say how many GPUs it has."""
+    fields = ("computeId",), ("resources", "instanceType")
+    return any(raw_field(job, "azureml", "job", "properties", *field) for field in fields)
+
+
 def _process(job: JobSpec, offer: Offer, site: Site, token: str, mounts: Mapping[str, str]) -> dict[str, Any]:
     """The command and its variables."""
     vault = site.need("key_vault")
     env = launch_env(
         job, token,
-        gpus=offer.gpus,
+        gpus=0 if _has_own_machine(job) else offer.gpus,
         inputs=places.inside("inputs", places.BUNDLE),
         outputs=places.inside("outputs", places.OUTPUT),
         checkpoints=places.inside("outputs", places.CHECKPOINTS),

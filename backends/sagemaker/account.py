@@ -172,7 +172,8 @@ class Account:
                 )
                 continue
             # The simulator does not know a secret's tags: a policy that asks for one denies without.
-            tags = {f"secretsmanager:ResourceTag/{t['Key']}": t["Value"] for t in secret.get("Tags") or ()}
+            keys = ("aws:ResourceTag", "secretsmanager:ResourceTag")
+            tags = {f"{key}/{t['Key']}": t["Value"] for key in keys for t in secret.get("Tags") or ()}
             if secret and not self._may(site.need("role"), "secretsmanager:GetSecretValue", secret["ARN"], tags):
                 yield Problem(
                     what=f"role {site.need('role')} may not read the secret {name}",

@@ -19,6 +19,7 @@ from backends.container import (
     max_hours,
     merged,
     model_in_bundle,
+    raw_field,
     refuse_offline_downloads,
 )
 from backends.sagemaker import images, machines, places, policies
@@ -259,7 +260,7 @@ def _environment(job: JobSpec, offer: Offer, site: Site, token: str) -> dict[str
     region = _region(job, site)
     env = launch_env(
         job, token,
-        gpus=machines.fewest_gpus(offer, job.resources),
+        gpus=0 if _has_own_machines(job) else machines.fewest_gpus(offer, job.resources),
         inputs=places.INPUTS, outputs=places.OUTPUTS, checkpoints=places.CHECKPOINTS,
         model_cache=places.MODEL_CACHE, mounts=places.mounts(job),
         secrets={name: f"aws-sm://{region}/{name}" for name in job.secrets},
@@ -270,6 +271,12 @@ def _environment(job: JobSpec, offer: Offer, site: Site, token: str) -> dict[str
         "LAUNCH_WORK_DIR": f"{places.SCRATCH}/work",
     }
     return dict(sorted({**scratch, **env, "LAUNCH_FAILURE_FILE": places.FAILURE}.items()))
+
+
+def _has_own_machines(job: JobSpec) -> bool:
+    """Do raw fields name the machines? Then the offer does not say how many GPUs they have."""
+    fields = "InstanceType", "InstancePreferences", "InstanceGroups"
+    return any(raw_field(job, "sagemaker", "ResourceConfig", field) for field in fields)
 
 
 def _tags(job: JobSpec, bundle: Bundle, site: Site, token: str, lineage: str) -> list[dict[str, str]]:

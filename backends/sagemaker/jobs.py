@@ -15,8 +15,8 @@ from backends.sagemaker.places import BUNDLE_TAG, JOB_TAG, LINEAGE_TAG, output_k
 from backends.sagemaker.policies import SECRET_TAG
 from backends.sagemaker.states import status_of
 from backends.sagemaker.storage import Storage
-from backends.storage import ROOT
-from launcher.errors import ConfigError, JobNotFoundError, LaunchError
+from backends.storage import ROOT, record_key
+from launcher.errors import BackendError, ConfigError, JobNotFoundError, LaunchError
 from launcher.spec import JobSpec
 
 CONSOLE = "https://{region}.console.aws.amazon.com/sagemaker/home?region={region}#/jobs/{name}"
@@ -47,8 +47,8 @@ class SageMakerJobs:
                 # The answer to an earlier try of this very request was lost, or this is its repetition.
                 if code_of(exc) == "ResourceInUse" and self._is_ours(ref, plan.bundle.sha256):
                     return ref
-                if is_refusal(exc) and self.find(plan.site, plan.token, region) is None:
-                    with contextlib.suppress(LaunchError):  # what stays is swept later
+                with contextlib.suppress(LaunchError):  # what stays is swept later
+                    if is_refusal(exc) and self.find(plan.site, plan.token, region) is None:
                         self._storage(plan.job, plan.site).withdraw(plan.bundle.sha256, plan.token)
                 raise
         return ref
@@ -98,7 +98,20 @@ class SageMakerJobs:
 
     def sweep(self, site: Site, before: datetime) -> int:
         storage = Storage(self._aws(site.need("region")), site.need("bucket"), site.get("kms_key"))
-        return storage.sweep(before, lambda token: self.find(site, token) is not None)
+        return storage.sweep(before, lambda token: self._may_be_a_job(storage, site, token))
+
+    def _may_be_a_job(self, storage: Storage, site: Site, token: str) -> bool:
+        """Whose the bucket is beside: another backend, region or account, of which this one knows no job."""
+        region = None
+        if storage.get(record_key(token)) is not None:
+            try:
+                record = storage.record(token)
+            except BackendError:
+                return True
+            if (record.get("backend"), _place(record.get("facts", {}))) != (self.name, _place(site.facts)):
+                return True
+            region = record["job"]["resources"].get("region")
+        return self.find(site, token, region) is not None
 
     def find(self, site: Site, token: str, region: str | None = None) -> JobRef | None:
         ref = JobRef(self.name, region or site.need("region"), token)
@@ -208,3 +221,8 @@ def _not_ours(name: str, region: str) -> ConfigError:
 def region_of(job: JobSpec, site: Site) -> str:
     """Where the job runs: its own region, else the account's."""
     return job.resources.region or site.need("region")
+
+
+def _place(facts: Mapping[str, str | None]) -> tuple[str | None, str]:
+    """(region, account) of the jobs."""
+    return facts.get("region"), "".join((facts.get("role") or "").split(":")[4:5])

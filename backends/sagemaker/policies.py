@@ -159,6 +159,8 @@ def _with_key(facts: Mapping[str, str], actions: Sequence[str], **conditions: Ma
     """On the key: its ARN, made of its id, or every key with its alias (that is no resource of a policy)."""
     key, region = facts["kms_key"], facts["region"]
     start = f"arn:{partition(region)}:kms:{region}:{facts['role'].split(':')[4]}:key"
+    if key.startswith("arn:"):  # it may be another account's
+        start = ":".join([*key.split(":")[:5], "key"])
     if (alias := key.rpartition(":")[2]).startswith("alias/"):
         by_alias = {"ForAnyValue:StringEquals": {"kms:ResourceAliases": alias}}
         return _allow(actions, f"{start}/*", **by_alias, **conditions)

@@ -37,15 +37,16 @@ def lines(google: Google, number: str, since: datetime, cursor: str | None) -> I
     """The whole lines of job `number`, which was made at `since`, after `cursor`, in order of time."""
     newest, seen = _parse(cursor)
     start = newest - OVERLAP_S * BILLION if cursor else _nanoseconds(since.isoformat())
-    begun: dict[str, list[dict[str, Any]]] = {}
+    begun: dict[tuple[str, str | None], list[dict[str, Any]]] = {}
     for entry in _entries(google, number, start):
         if _mark(entry["insertId"]) in seen:
             continue
         task = entry.get("resource", {}).get("labels", {}).get("task_name") or SERVICE
+        stream = task, entry.get("severity")  # stderr's lines may come between the pieces of one of stdout
         if _is_piece(entry):  # no cursor stands behind it before the whole line was told
-            begun.setdefault(task, []).append(entry)
+            begun.setdefault(stream, []).append(entry)
             continue
-        pieces = [*begun.pop(task, ()), entry]
+        pieces = [*begun.pop(stream, ()), entry]
         seen |= {_mark(piece["insertId"]): _nanoseconds(piece["timestamp"]) for piece in pieces}
         at = _nanoseconds(entry["timestamp"])
         newest = max(newest, at)

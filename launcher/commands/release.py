@@ -48,11 +48,14 @@ def command(
         found = [client.known(key) for key in jobs]
     else:
         found = _of_mine(client.unneeded(age, backend), all_owners)
-    what = f"what {asking.named(found)} left stored"
+    what = f"what {asking.named(found)} left stored" if found else ""
     if sharing := [one for record in found for one in client.sharing(record) if one not in found]:
         what += f", and the checkpoints from which {asking.named(sharing)} can be resumed"
-    asking.refuse_unasked(f"release removes {what}", yes or not found)
-    asking.ask(f"Remove {what}?", yes or not found)
+    if stores := [] if age is None else client.swept(backend):
+        what += " and " if what else ""
+        what += f"uploads and bundles of no job, whoever sent them, at {', '.join(stores)}"
+    asking.refuse_unasked(f"release removes {what}", yes or not what)
+    asking.ask(f"Remove {what}?", yes or not what)
     for record in found:
         client.release(record.id)
         if not as_json:
@@ -81,7 +84,9 @@ def _of_mine(found: list[JobRecord], all_owners: bool) -> list[JobRecord]:
     from launcher.site import current_user
 
     me = current_user()
-    mine = [record for record in found if all_owners or record.owner == me]
+    mine = [record for record in found if all_owners or (me is not None and record.owner == me)]
+    theirs = {record.lineage for record in found if record not in mine}  # they go on from its checkpoints
+    mine = [record for record in mine if record.id not in theirs]
     others = [f"{record.id} ({record.owner or 'owner unknown'})" for record in found if record not in mine]
     if others:
         click.echo(f"left out, of others: {', '.join(others)}\n  --all-owners takes them too", err=True)

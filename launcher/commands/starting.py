@@ -46,7 +46,12 @@ def start(client: Client, planned: Planned, *, detach: bool, yes: bool, as_json:
 
 def _interrupted(client: Client, job_id: str) -> str:
     """Whether a job runs whose sending Ctrl-C has ended: it may cost money."""
-    record = client.known(job_id)
+    from launcher.errors import JobNotFoundError
+
+    try:
+        record = client.known(job_id)
+    except JobNotFoundError:  # nothing was recorded, so nothing was sent
+        return f"\n{job_id} was not started"
     if record.over:
         return f"\n{job_id} was not started"
     known = "runs all the same" if record.ref else "may have been started"
@@ -68,17 +73,24 @@ def _show(planned: Planned, as_json: bool) -> None:
 def _agreed(client: Client, planned: Planned, yes: bool, as_json: bool) -> str | None:
     """Ask before money is spent; a job that is known to be free is not asked about. As whom it is sent."""
     from launcher import screen
-    from launcher.errors import LaunchError
 
     estimate = planned.plan.estimate
     free = estimate.high == 0
     price = screen.money({"low": estimate.low, "high": estimate.high})
     somebody = sys.stdin.isatty() and not as_json
     asking.refuse_unasked(f"this job costs money ({price})", yes or free, somebody)
-    who = None
-    with contextlib.suppress(LaunchError):  # the backend's own check says it with its fix
-        who = client.signed_in(planned.plan.site)
+    who = None if free else _signed_in(client, planned)
     if who and not as_json:
         screen.err().print(f"signed in as {who}", soft_wrap=True)
     asking.ask(f"Cost: {price}. Start?", yes or free)
     return who
+
+
+def _signed_in(client: Client, planned: Planned) -> str | None:
+    """A remark: what keeps it from being known is said, with its fix, by the check that comes next."""
+    from launcher import screen
+
+    screen.ProgressLines(screen.err())(f"asking {planned.plan.offer.backend} who is signed in")
+    with contextlib.suppress(Exception):
+        return client.signed_in(planned.plan.site)
+    return None

@@ -1,7 +1,7 @@
 """A vendor that costs money and is this machine: its jobs are real processes, two laptops may share its account.
 
 RENTED_ACCOUNT: the folder where the account's jobs are. RENTED_KEY: who is signed in. In the account, a file
-`down` keeps it from answering, and each look at a job is a line in `asked`.
+`down` keeps it from answering, each look at a job is a line in `asked`, and files `left-*` belong to no job.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -55,6 +56,12 @@ class Rented(LocalBackend):
             file.write(f"{ref.id}\n")
         self._answer()
         return super().status(ref)
+
+    def sweep(self, site: Site, before: datetime) -> int:
+        left = list(self._account.glob("left-*"))
+        for one in left:
+            one.unlink()
+        return len(left)
 
     def _answer(self) -> None:
         if (self._account / "down").exists():

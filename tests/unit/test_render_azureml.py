@@ -135,6 +135,8 @@ def test_several_nodes_are_told_of_each_other_by_one_process_each(backend: Azure
     assert found["environmentVariables"]["LAUNCH_GPUS"] == "8"
     assert int(found["environmentVariables"]["DATASET_MOUNT_ATTRIBUTE_CACHE_TTL"]) <= 60_000
     assert "distribution" not in properties(backend, job())
+    raw = {"azureml": {"job": {"properties": {"resources": {"instanceType": "Standard_D4s_v3"}}}}}
+    assert properties(backend, job(backend_options=raw))["environmentVariables"]["LAUNCH_GPUS"] == "0"
 
 
 def test_spot_is_the_jobs_tier_on_serverless_and_the_clusters_where_one_is_named(backend: AzureMLBackend) -> None:

@@ -160,6 +160,8 @@ def test_training_is_told_the_gpus_of_the_smallest_machine_that_it_may_get(backe
     for fallback, gpus in (((), "8"), (["ml.g5.12xlarge"], "4"), (["ml.g5.12xlarge", "ml.new.2xlarge"], "0")):
         spec = job(resources={"gpus": 8, "fallback": fallback})
         assert rendered(backend, spec)["Environment"]["LAUNCH_GPUS"] == gpus
+    raw = {"sagemaker": {"ResourceConfig": {"InstanceType": "ml.m5.xlarge"}}}
+    assert rendered(backend, job(backend_options=raw))["Environment"]["LAUNCH_GPUS"] == "0", "of a raw field's"
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from backends.base import JobState, JobStatus, Problem, Site
+from backends.base import JobState, JobStatus, Plan, Problem, Site
 from backends.local import process
+from backends.sagemaker import SageMakerBackend
 from launcher.cli import cli
 from launcher.client import Client
-from launcher.errors import UnreachableError
+from launcher.errors import JobNotFoundError, UnreachableError
 from launcher.listing import bring_up_to_date
 from launcher.store import JobRecord, Store
 from tests.unit.rented import Rented
@@ -251,6 +252,60 @@ def test_the_checkpoints_of_a_job_that_can_be_resumed_are_not_removed_for_the_ag
     assert f"the checkpoints from which {ended}-r2 can be resumed" in why(launch("release", ended))
     older(f"{ended}-r2")
     assert launch("release", "--older-than", "1d", "--yes").stdout.count("released") == 2
+
+
+def test_checkpoints_that_anothers_job_goes_on_from_are_not_removed_for_their_age(
+    ended: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as ben:
+        ben.setenv("LAUNCH_OWNER", "ben")
+        assert launch("resume", ended, "--yes").exit_code != 0
+    for job in (ended, f"{ended}-r2"):
+        older(job)
+    done = launch("release", "--older-than", "1d", "--yes")
+    assert done.stdout == "nothing to remove\n"
+    assert f"{ended}-r2 (ben)" in done.stderr
+    assert launch("release", "--older-than", "1d", "--yes", "--all-owners").stdout.count("released") == 2
+
+
+def test_what_belongs_to_no_job_is_removed_only_when_that_is_agreed_to(account: Path) -> None:
+    (account / "left-1").touch()
+    release = ("release", "--older-than", "1d", "--backend", "rented")
+    assert "removes uploads and bundles of no job, whoever sent them, at rented" in why(launch(*release))
+    assert (account / "left-1").exists()
+    assert launch(*release, "--yes").stdout == "rented: 1 uploads and bundles of no job removed\n"
+    assert not (account / "left-1").exists()
+
+
+def test_a_list_of_backends_asks_no_vendor_whose_set_up_is_half_done(
+    account: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(SageMakerBackend, "check", lambda self, site, plan=None: asked.append("aws") or [])
+    launch("setup", "sagemaker", "--region", "us-east-1")
+    done = launch("backends")
+    assert "not set up: role, bucket" in " ".join(done.stdout.split())
+    assert asked == []
+
+
+def test_who_signed_in_can_be_unknown_without_harm(account: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Rented, site: Site) -> str:
+        raise RuntimeError("a fault of a plugin's")
+
+    monkeypatch.setattr(Rented, "signed_in", broken)
+    assert (account / "jobs" / sent()).exists()
+
+
+def test_an_interruption_before_anything_was_sent_says_so(account: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Rented, site: Site, plan: Plan | None = None) -> list[Problem]:
+        if plan is not None:
+            raise KeyboardInterrupt
+        return []
+
+    monkeypatch.setattr(Rented, "check", interrupted)
+    done = launch("run", "--yes")
+    assert "was not started" in done.stderr
+    assert not isinstance(done.exception, JobNotFoundError)
 
 
 def test_who_is_away_is_not_taken_for_somebody_without_jobs(ended: str, home: Path, account: Path) -> None:

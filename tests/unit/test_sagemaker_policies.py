@@ -106,6 +106,11 @@ def test_secrets_of_others_stay_closed_to_the_role_and_to_who_submits() -> None:
             "arn:aws:kms:us-east-1:123456789012:key/*",
             "alias/train",
         ),
+        (
+            "arn:aws:kms:eu-west-1:999999999999:alias/theirs",
+            "arn:aws:kms:eu-west-1:999999999999:key/*",
+            "alias/theirs",
+        ),
     ],
 )
 def test_a_key_is_named_as_policies_can_name_it(key: str, resource: str, alias: str | None) -> None:

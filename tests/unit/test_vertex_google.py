@@ -350,6 +350,9 @@ def test_a_line_of_which_the_end_has_not_arrived_is_told_later_and_whole(logging
     (told,) = read(told.cursor)
     assert told.text == "x" * logs.PIECE_BYTES + "end"
     assert read(told.cursor) == []
+    warning = {**piece(4, 1.2, "warning\n"), "severity": "ERROR"}
+    logging.answers["/v2/entries:list"] = (200, {"entries": [start, warning, piece(3, 1.5, "end\n")]})
+    assert [line.text for line in read()] == ["warning", "x" * logs.PIECE_BYTES + "end"], "of two streams"
 
 
 @pytest.mark.parametrize("cursor", ["", "x", "[]", "[1]", '["a", {}]', "[1, 2]"])

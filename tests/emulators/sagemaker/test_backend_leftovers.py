@@ -112,6 +112,29 @@ def test_what_belongs_to_no_job_is_swept_and_what_does_is_kept(
     account.aws.wait("runs")
 
 
+def test_what_another_backend_region_or_account_keeps_in_the_bucket_is_not_swept(
+    account: Account, backend: SageMakerBackend, site: Site, tmp_path: Path
+) -> None:
+    elsewhere = {"region": "eu-west-1"}, {"role": "arn:aws:iam::999999999999:role/theirs"}
+    kept = []
+    for number, facts in enumerate(({}, *elsewhere)):
+        plan = planned(backend, replace(site, facts={**site.facts, **facts}), tmp_path, f"theirs-{number}")
+        if not facts:
+            plan = replace(plan, offer=replace(plan.offer, backend="skypilot"))
+        storage = own.Storage(backend._aws(account.aws.region), account.bucket)
+        storage.put_bundle(plan.bundle, plan.token, lambda _: None)
+        storage.put_record(replace(plan, site=replace(site, facts={**site.facts, **facts})))
+        kept.append(plan)
+    backend.sweep(site, datetime.now(UTC) + LATER)
+    for plan in kept:
+        mine, sent = of(account, plan)
+        assert (len(mine), len(sent)) == (2, 2), plan.token
+    damaged = kept[0].token
+    account.put(f"finelaunch/jobs/{damaged}/record.json", "{")
+    backend.sweep(site, datetime.now(UTC) + LATER)
+    assert len(of(account, kept[0])[0]) == 2
+
+
 def test_a_release_gives_up_the_unfinished_uploads_of_its_bundle(
     account: Account, backend: SageMakerBackend, site: Site, tmp_path: Path
 ) -> None:
