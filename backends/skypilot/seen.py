@@ -1,7 +1,8 @@
 """A job's `told` folder in the store at one moment: what its nodes and its launcher have put there.
 
 node.py names what nodes leave. The launcher's files: `staged` (the job can be sent), `managed` (SkyPilot's
-controller runs it), `submitted`, `cancel`, `final.json` (how it ended), `down` (its machines were taken down).
+controller runs it), `submitted` (by whom: sender.py), `cancel`, `final.json` (how it ended), `down` (its machines
+were taken down).
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ QUIET_S = 60
 """After so long without a word SkyPilot is asked whether the machines are still there; it takes seconds."""
 THROWN_BACK = ("recovering", "launching", "waiting")
 GONE = ("none", "over", "failed")
+ELSEWHERE = "another machine's SkyPilot runs it"
+"""Said of a job that SkyPilot here does not know, and that was not sent from here (phase `elsewhere`)."""
 STOPPED_ITSELF = "stopped before it was done (a signal or its time limit); launch resume goes on"
 
 
@@ -49,7 +51,8 @@ def status_of(seen: Seen, said: Mapping[str, Any]) -> JobStatus:
     if phase in THROWN_BACK and len(seen.starts) <= said["recoveries"] + 1:
         detail = "interrupted; SkyPilot starts it again"
         return JobStatus(state=JobState.STARTING, detail=detail, started=first, interruptions=len(seen.starts))
-    return JobStatus(state=JobState.RUNNING, detail="running", started=first, interruptions=len(seen.starts) - 1)
+    detail = ELSEWHERE if phase == "elsewhere" else "running"
+    return JobStatus(state=JobState.RUNNING, detail=detail, started=first, interruptions=len(seen.starts) - 1)
 
 
 def _gone(seen: Seen, said: Mapping[str, Any], first: datetime | None) -> JobStatus:
