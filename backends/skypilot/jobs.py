@@ -99,11 +99,12 @@ class SkyPilotJobs:
 
     def cancel(self, ref: JobRef) -> None:
         seen = self._seen(ref)
-        if self.status(ref).state.terminal:
+        status = self.status(ref)
+        if status.state.terminal:
             return
         store = self._store(ref.scope)
         store.put(told(ref.id, "cancel"), b"")  # every node looks for it: the job checkpoints first
-        if not seen.starts:  # nothing to checkpoint, and nobody who looks yet
+        if status.state != JobState.RUNNING:  # nothing to checkpoint, and nobody who looks: it waits, or was taken
             self._service.ask("down", name=ref.id, managed=seen.managed)
 
     def download(self, ref: JobRef, to: Path) -> None:
@@ -166,7 +167,7 @@ class SkyPilotJobs:
             said = self._ask(ref, seen) if states.is_to_be_asked(seen) else {}
             if said.get("phase") in states.GONE:
                 seen = self._seen(ref)  # what it has marked meanwhile counts more
-                state = states.told(seen)
+                state = states.told(seen, said)
             if state is None:
                 return states.status_of(seen, said)
         assert seen.end is not None

@@ -13,6 +13,7 @@ from backends.skypilot import SkyPilotBackend, states
 from backends.skypilot.jobs import JOBS, scope_of
 from backends.skypilot.seen import told
 from launcher.errors import BackendError
+from train_entry.failure import FAILURE
 
 JOB = "job-1"
 
@@ -96,6 +97,31 @@ def test_a_job_that_does_not_name_its_sender_is_everyones(machine: Machines) -> 
     ben = machine("ben", "none")
     ben.mark("staged", "submitted")
     assert ben.backend.status(ben.ref).state == JobState.FAILED
+
+
+def test_a_node_that_failed_as_its_peer_was_taken_does_not_end_a_job_that_starts_again(machine: Machines) -> None:
+    ana = machine("ana", "running")
+    ana.send("managed", "node-0.start.1000", "node-0.end.1.2000")
+    assert "ended with 1" in (ana.backend.status(ana.ref).detail or "")
+    ana.skypilot.phase = "recovering"
+    assert not ana.has("down")
+    ana.backend._asked.clear()
+    status = ana.backend.status(ana.ref)
+    assert (status.state, status.interruptions) == (JobState.STARTING, 1)
+    ana.skypilot.phase, ana.skypilot.detail = "over", "FAILED"
+    ana.backend._asked.clear()
+    ana.store.put(f"finelaunch/jobs/{JOB}/output/{FAILURE}", b'{"message": "out of memory"}')
+    status = ana.backend.status(ana.ref)
+    assert (status.state, status.reason) == (JobState.FAILED, "out of memory")
+    assert ana.has("down")
+
+
+@pytest.mark.parametrize(("phase", "asked"), [("recovering", ["look", "down"]), ("running", ["look"])])
+def test_a_cancel_while_no_node_listens_goes_to_skypilot(machine: Machines, phase: str, asked: list[str]) -> None:
+    ana = machine("ana", phase)
+    ana.send("managed", "node-0.start.1000")
+    ana.backend.cancel(ana.ref)
+    assert (ana.has("cancel"), ana.skypilot.asked) == (True, asked)
 
 
 def test_a_sending_that_was_not_noted_to_its_end_is_repaired_by_find(

@@ -45,6 +45,8 @@ def test_a_folder_is_read_as_its_nodes_left_it() -> None:
         (("node-0.start.1000", "node-0.end.1.2000"), False, JobState.FAILED),
         (("node-0.start.1000", "node-0.end.143.2000"), False, JobState.FAILED),
         (("node-0.start.1000", "node-0.end.143.2000"), True, None),  # its machine may have been taken
+        (("node-0.start.1000", "node-0.end.1.2000"), True, None),  # or its peer's
+        (("node-0.setup.1.2000",), True, None),
         (("node-0.start.1000", "node-0.end.143.2000", "cancel"), True, JobState.CANCELLED),
         (("node-0.start.1000", "node-0.end.0.2000", "cancel"), True, JobState.SUCCEEDED),
         (("node-0.setup.1.2000",), False, JobState.FAILED),
@@ -54,6 +56,29 @@ def test_a_folder_is_read_as_its_nodes_left_it() -> None:
 )
 def test_how_it_ended(names: tuple[str, ...], managed: bool, state: JobState | None) -> None:
     assert told(seen(*names, managed=managed)) == state
+
+
+@pytest.mark.parametrize(
+    ("phase", "detail", "state"),
+    [
+        ("over", "FAILED", JobState.FAILED),
+        ("none", "", JobState.FAILED),
+        ("over", "FAILED_NO_RESOURCE", None),  # no other machine was found: SkyPilot has the reason
+        ("over", "SUCCEEDED", None),  # a later start, whose marks are missing
+    ],
+)
+def test_the_failure_of_a_managed_job_is_its_own_where_skypilot_says_so(
+    phase: str, detail: str, state: JobState | None
+) -> None:
+    failed = seen("node-0.start.1000", "node-0.end.1.2000", managed=True)
+    assert told(failed, {**said(phase), "detail": detail}) == state
+
+
+def test_what_succeeded_by_skypilots_word_has_succeeded() -> None:
+    over = {**said("over"), "detail": "SUCCEEDED"}
+    for unmarked in (seen("node-0.start.900000"), seen("node-0.start.900000", "cancel", managed=True)):
+        status = status_of(unmarked, over)
+        assert (status.state, status.reason) == (JobState.SUCCEEDED, None)
 
 
 def test_a_set_up_that_fails_on_any_node_fails_the_job_and_that_node_says_why() -> None:
