@@ -170,6 +170,8 @@ class SkyPilotJobs:
                 state = states.told(seen, said)
             if state is None:
                 return states.status_of(seen, said)
+        if seen.ending:
+            return states.ending(seen)
         assert seen.end is not None
         return JobStatus(
             state=state, reason=self._reason(ref, seen, state), ended=states.moment(seen.end[2]),

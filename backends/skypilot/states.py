@@ -61,6 +61,14 @@ def status_of(seen: Seen, said: Mapping[str, Any]) -> JobStatus:
     return JobStatus(state=JobState.RUNNING, detail=detail, started=first, interruptions=len(seen.starts) - 1)
 
 
+def ending(seen: Seen) -> JobStatus:
+    """Of a job whose first node has ended, and others may still have something to say."""
+    first = moment(seen.starts[0]) if seen.starts else None
+    return JobStatus(
+        state=JobState.RUNNING, detail="ending", started=first, interruptions=max(0, len(seen.starts) - 1)
+    )
+
+
 def _gone(seen: Seen, said: Mapping[str, Any], first: datetime | None) -> JobStatus:
     """SkyPilot has no machines for it any more, or its job there is over; no mark says how."""
     state, reason = JobState.FAILED, said.get("reason") or "its machines are gone"

@@ -116,6 +116,17 @@ def test_a_node_that_failed_as_its_peer_was_taken_does_not_end_a_job_that_starts
     assert ana.has("down")
 
 
+def test_what_another_node_says_after_the_end_of_the_first_is_shown(machine: Machines) -> None:
+    ana = machine("ana", "up")
+    ana.send("node-1.log.1000.000000", "node-0.start.1000", "node-0.end.0.2000")
+    status = ana.backend.status(ana.ref)
+    assert (status.state, status.detail) == (JobState.RUNNING, "ending")
+    ana.store.put(told(JOB, "node-1.log.1000.000001"), b"the last\n")
+    ana.mark("node-1.end.0.3000")
+    assert ana.backend.status(ana.ref).state == JobState.SUCCEEDED
+    assert [line.text for line in ana.backend.logs(ana.ref)] == ["the last"]
+
+
 @pytest.mark.parametrize(("phase", "asked"), [("recovering", ["look", "down"]), ("running", ["look"])])
 def test_a_cancel_while_no_node_listens_goes_to_skypilot(machine: Machines, phase: str, asked: list[str]) -> None:
     ana = machine("ana", phase)

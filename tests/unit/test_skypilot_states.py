@@ -9,7 +9,7 @@ import pytest
 
 from backends.base import JobRef, JobState
 from backends.skypilot import SkyPilotBackend
-from backends.skypilot.seen import Seen
+from backends.skypilot.seen import PEERS_S, Seen
 from backends.skypilot.seen import seen as seen_in
 from backends.skypilot.states import QUIET_S, is_to_be_asked, status_of, told
 from backends.skypilot.stores import Kept
@@ -85,6 +85,17 @@ def test_a_set_up_that_fails_on_any_node_fails_the_job_and_that_node_says_why() 
     found = seen("node-0.log.800000.000000", "node-1.setup.2.900000")
     assert told(found) == JobState.FAILED
     assert found.spokesman == "node-1"
+
+
+def test_the_end_waits_a_moment_for_the_other_nodes() -> None:
+    spoken = ("node-0.log.800000.000000", "node-1.log.800000.000000", "node-0.start.810000", "node-0.end.0.900000")
+    assert seen(*spoken).ending
+    assert not seen(*spoken, "node-1.end.0.900500").ending
+    assert not seen(*spoken, quiet_s=PEERS_S).ending
+    again = ("node-1.log.700000.000000", "node-1.end.143.750000")  # of a start before this one
+    assert seen(*spoken, *again).ending
+    assert not seen(*spoken, *again, "node-1.end.0.900500").ending
+    assert not seen("node-0.log.800000.000000", "node-0.start.810000", "node-0.end.1.900000").ending
 
 
 def test_a_taken_machine_is_an_interruption_counted_once() -> None:
