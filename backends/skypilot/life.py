@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,6 +23,8 @@ MANAGED = {
     "WINDING_DOWN": "running", "RECOVERING": "recovering", "CANCELLING": "running",
 }  # fmt: skip
 """ManagedJobStatus -> phase; the others are the ends (sky/jobs/state.py)."""
+GOES_ON = ("PENDING", "WAITING", "RUNNING")
+"""RequestStatus of a request to the API server that is not over."""
 
 
 def start(argument: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,6 +40,8 @@ def launch(argument: Mapping[str, Any]) -> dict[str, Any]:
     from sky.client import sdk
 
     name, managed = argument["name"], argument["managed"]
+    for request in _sending(name) if managed else ():  # one that was left, while it builds the controller
+        sdk.get(request.request_id)
     if look({"name": name, "managed": managed, "closely": False})["phase"] != "none":
         return {"started": False}
     secrets = argument["secrets"]
@@ -57,14 +62,24 @@ def look(argument: Mapping[str, Any]) -> dict[str, Any]:
 
 def _managed(name: str, closely: bool) -> dict[str, Any]:
     """The newest managed job of this name."""
+    sending = _sending(name)  # before the records: one that ends in between is there
     record = max(_managed_records(name), key=lambda one: one.job_id, default=None)
     if record is None:
-        return {}
+        told = [one.status_msg or "waiting for SkyPilot's controller" for one in sending]
+        return {"phase": "launching", "detail": told[0]} if told else {}
     status = record.status.value
     return {
         "phase": MANAGED.get(status, "over"), "detail": status, "recoveries": record.recovery_count or 0,
         "reason": record.failure_reason or f"SkyPilot's controller says {status}",
     }  # fmt: skip
+
+
+def _sending(name: str) -> list[Any]:
+    """The requests that go on to send a managed job of this name: the first one builds the controller."""
+    from sky.client import sdk
+
+    asked = [one for one in sdk.api_status() if one.name == "sky.jobs.launch" and one.status in GOES_ON]
+    return [one for one in asked if (json.loads(one.request_body) or {}).get("name") == name]
 
 
 def _managed_records(name: str | None = None) -> list[Any]:
@@ -84,7 +99,7 @@ def _cluster(name: str, closely: bool) -> dict[str, Any]:
 
     asked = [r for r in sdk.api_status(all_status=True, cluster_name=name) if r.name == "sky.launch"]
     newest = max(asked, key=lambda one: one.created_at, default=None)
-    if newest is not None and newest.status in ("PENDING", "RUNNING"):
+    if newest is not None and newest.status in GOES_ON:
         return {"phase": "launching", "detail": newest.status_msg or "waiting for machines"}
     cluster = _status(name, closely)
     if cluster is None:
@@ -137,6 +152,8 @@ def down(argument: Mapping[str, Any]) -> dict[str, Any]:
 
     name = argument["name"]
     if argument["managed"]:
+        for request in _sending(name):
+            sdk.get(sdk.api_cancel([request.request_id]))
         running = [one.job_id for one in _managed_records(name) if one.status.value in MANAGED]
         if running:
             jobs.cancel(job_ids=running)
