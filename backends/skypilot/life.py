@@ -5,6 +5,7 @@
 {"op": "down", "argument": {"name", "managed"}} -> {}
 {"op": "alive", "argument": {}} -> {"found": [{"name", "state", "managed", "machine", "hourly", "since"}]}
 {"op": "check", "argument": {"clouds"}} -> {"enabled": {cloud: ["compute", "storage"]}, "said": text}
+{"op": "aws_keys", "argument": {}} -> {"travel": bool}: do machines outside AWS get keys to its buckets?
 {"op": "start", "argument": {}} -> {}
 
 `phase`: none, launching, failed (to launch), up, waiting, running, recovering, over. SkyPilot 0.14.1.
@@ -12,6 +13,7 @@
 
 from __future__ import annotations
 
+import configparser
 import io
 import json
 import os
@@ -200,7 +202,23 @@ def check(argument: Mapping[str, Any]) -> dict[str, Any]:
     return {"enabled": enabled, "said": said.getvalue()}
 
 
+def aws_keys(argument: Mapping[str, Any]) -> dict[str, Any]:
+    """SkyPilot copies the user's file of static keys to every machine, where its [default] counts."""
+    from sky import clouds
+    from sky.adaptors import aws
+    from sky.server import common
+
+    if not common.is_api_server_local():  # its server's keys count, which are not seen from here
+        return {"travel": True}
+    profiles = (aws.get_workspace_profile(), os.environ.get("AWS_DEFAULT_PROFILE"), os.environ.get("AWS_PROFILE"))
+    file = configparser.RawConfigParser()
+    file.read(clouds.AWS().get_credential_file_mounts().values())
+    default = next(filter(None, profiles), "default") == "default"
+    return {"travel": default and file.has_option("default", "aws_access_key_id")}
+
+
 OPS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "start": start, "launch": launch, "look": look, "down": down, "alive": alive, "check": check,
+    "aws_keys": aws_keys,
 }  # fmt: skip
 os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -96,3 +97,37 @@ def test_a_managed_job_that_is_sent_already_is_waited_for_and_not_sent_twice(ser
     assert life.launch({"name": "job-1", "managed": True, "task": {}, "secrets": {}}) == {"started": False}
     assert server.asked == ["r1"]
     assert look() == "waiting"
+
+
+@pytest.mark.parametrize(
+    ("keys", "profile", "local", "travel"),
+    [
+        ("[default]\naws_access_key_id = AKIAFAKE\n", None, True, True),
+        ("[default]\naws_access_key_id = AKIAFAKE\n", "team", True, False),
+        ("[team]\naws_access_key_id = AKIAFAKE\n", None, True, False),
+        (None, None, True, False),  # single sign-on, a role: SkyPilot copies nothing
+        (None, None, False, True),  # the keys of a server elsewhere
+    ],
+)
+def test_only_static_keys_of_the_default_profile_travel(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    keys: str | None,
+    profile: str | None,
+    local: bool,
+    travel: bool,
+) -> None:
+    (tmp_path / "credentials").write_text(keys or "")
+    mounts = {"~/.aws/credentials": str(tmp_path / "credentials")} if keys else {}
+    monkeypatch.delenv("AWS_DEFAULT_PROFILE", raising=False)
+    monkeypatch.delenv("AWS_PROFILE", raising=False)
+    if profile:
+        monkeypatch.setenv("AWS_PROFILE", profile)
+    cloud = SimpleNamespace(get_credential_file_mounts=lambda: mounts)
+    for one in (
+        module("sky", clouds=module("sky.clouds", AWS=lambda: cloud)),
+        module("sky.adaptors", aws=SimpleNamespace(get_workspace_profile=lambda: None)),
+        module("sky.server", common=SimpleNamespace(is_api_server_local=lambda: local)),
+    ):
+        monkeypatch.setitem(sys.modules, one.__name__, one)
+    assert life.aws_keys({}) == {"travel": travel}
