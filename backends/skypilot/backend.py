@@ -123,6 +123,7 @@ class SkyPilotBackend(SkyPilotJobs):
         mounts, uris = places.file_mounts(job, store, bundle.sha256)
         container.refuse_offline_downloads(job, uris | container.model_in_bundle(bundle))
         inputs, home = store.inputs(bundle.sha256), store.of_job(token, "").rstrip("/")
+        often_s = node.PATH_S if store.shared_path else node.BUCKET_S
         env = container.launch_env(
             job, token, gpus=machines.fewest_gpus(offer, job.resources),
             inputs=inputs, outputs=store.of_job(token, "output"),
@@ -135,12 +136,14 @@ class SkyPilotBackend(SkyPilotJobs):
             "num_nodes": job.resources.nodes,
             "resources": _resources(job, offer, where, managed),
             "envs": env,
-            "run": node.run(home, inputs, container.hard_stop_s(job), image=job.resources.image is not None),
+            "run": node.run(
+                home, inputs, often_s, container.hard_stop_s(job), image=job.resources.image is not None
+            ),
         }
         if mounts:
             task["file_mounts"] = mounts
         if job.resources.image is None:
-            task["setup"] = node.setup(home, inputs)
+            task["setup"] = node.setup(home, inputs, often_s)
         if job.secrets and site.get("secrets") == SERVER:
             task["managed_secrets"] = list(job.secrets)
         elif job.secrets:

@@ -42,6 +42,8 @@ def problems(
                     fix=_fix(why, cloud, environment), kind="credentials",
                 )
             )  # fmt: skip
+    if "storage" in can.get("aws", ()):
+        found += _of_the_keys(service, site, compute, storage)
     return found
 
 
@@ -79,6 +81,20 @@ def _of_the_store(site: Site, region: str | None) -> Iterator[Problem]:
         yield Problem(
             what=exc.message, fix=exc.hint or "launch setup skypilot", kind=kinds.get(type(exc), "config")
         )
+
+
+def _of_the_keys(
+    service: SkyPilotService, site: Site, compute: str | None, storage: str | None
+) -> Iterator[Problem]:
+    """A bucket of AWS for another cloud's machines: single sign-on and roles do not reach those."""
+    if storage != "aws" or compute in (None, "aws", *places.OWN) or service.ask("aws_keys")["travel"]:
+        return
+    yield Problem(
+        what=f"machines of {compute} can't reach {site.get('store')}: SkyPilot gives them static AWS keys of the "
+        "profile [default] alone, and yours are of another kind or profile",
+        fix="static keys as [default] of ~/.aws/credentials, a gs:// store, or --infra aws",
+        kind="credentials",
+    )
 
 
 def _fix(why: str, cloud: str | None, environment: SkyPilotEnvironment) -> str:

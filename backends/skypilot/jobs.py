@@ -21,6 +21,7 @@ from backends.base import Bundle, JobRef, JobState, JobStatus, LogLine, Machine,
 from backends.skypilot import logs, places, states
 from backends.skypilot.environment import SkyPilotEnvironment
 from backends.skypilot.seen import Seen, look, told
+from backends.skypilot.sender import Sender
 from backends.skypilot.service import LAUNCH_S, START_S, SkyPilotService
 from backends.skypilot.shared import SharedPath
 from backends.skypilot.stores import JobStore
@@ -53,6 +54,7 @@ class SkyPilotJobs:
     def __init__(self, home: Path) -> None:
         self._environment = SkyPilotEnvironment(cache(), home)
         self._service = SkyPilotService(self._environment)
+        self._sender = Sender(home)
         self._asked: dict[JobRef, tuple[float, Mapping[str, Any]]] = {}
         self._stores: dict[str, JobStore] = {}
 
@@ -97,11 +99,12 @@ class SkyPilotJobs:
 
     def cancel(self, ref: JobRef) -> None:
         seen = self._seen(ref)
-        if self.status(ref).state.terminal:
+        status = self.status(ref)
+        if status.state.terminal:
             return
         store = self._store(ref.scope)
         store.put(told(ref.id, "cancel"), b"")  # every node looks for it: the job checkpoints first
-        if not seen.starts:  # nothing to checkpoint, and nobody who looks yet
+        if status.state != JobState.RUNNING:  # nothing to checkpoint, and nobody who looks: it waits, or was taken
             self._service.ask("down", name=ref.id, managed=seen.managed)
 
     def download(self, ref: JobRef, to: Path) -> None:
@@ -164,9 +167,11 @@ class SkyPilotJobs:
             said = self._ask(ref, seen) if states.is_to_be_asked(seen) else {}
             if said.get("phase") in states.GONE:
                 seen = self._seen(ref)  # what it has marked meanwhile counts more
-                state = states.told(seen)
+                state = states.told(seen, said)
             if state is None:
                 return states.status_of(seen, said)
+        if seen.ending:
+            return states.ending(seen)
         assert seen.end is not None
         return JobStatus(
             state=state, reason=self._reason(ref, seen, state), ended=states.moment(seen.end[2]),
@@ -196,12 +201,14 @@ class SkyPilotJobs:
         if not said or time.monotonic() - at > ASK_S:
             closely = (seen.quiet_s or 0) >= states.QUIET_S
             said = self._service.ask("look", name=ref.id, managed=seen.managed, closely=closely)
+            if said["phase"] == "none" and not self._mine(ref):
+                said = {**said, "phase": "elsewhere", "detail": states.ELSEWHERE}
             self._asked[ref] = (time.monotonic(), said)
         return said
 
     def _take_down(self, ref: JobRef, seen: Seen) -> None:
         """Its machines, once: autostop would take minutes more, and some places have none."""
-        if "down" in seen.has:
+        if "down" in seen.has or not self._mine(ref):
             return
         with contextlib.suppress(LaunchError):  # at the next look again
             self._service.ask("down", name=ref.id, managed=seen.managed)
@@ -223,10 +230,15 @@ class SkyPilotJobs:
         """Of every job that was started, and begins so."""
         return [key.removeprefix(JOBS) for key, _ in self._store(scope).keys(f"{JOBS}{prefix}")]
 
-    @staticmethod
-    def _note_submitted(store: JobStore, token: str) -> None:
-        store.put(told(token, "submitted"), b"")
+    def _note_submitted(self, store: JobStore, token: str) -> None:
+        """`submitted` comes last: without it `find` does both again."""
         store.put(f"{JOBS}{token}", b"")
+        store.put(told(token, "submitted"), self._sender.id().encode())
+
+    def _mine(self, ref: JobRef) -> bool:
+        """Was it sent from here? Another machine's SkyPilot may not know it at all."""
+        sent = self._store(ref.scope).get(told(ref.id, "submitted"))
+        return not sent or sent.decode(errors="replace") == self._sender.id()
 
     def _store(self, scope: str) -> JobStore:
         found = self._stores.get(scope)

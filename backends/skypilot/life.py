@@ -5,6 +5,7 @@
 {"op": "down", "argument": {"name", "managed"}} -> {}
 {"op": "alive", "argument": {}} -> {"found": [{"name", "state", "managed", "machine", "hourly", "since"}]}
 {"op": "check", "argument": {"clouds"}} -> {"enabled": {cloud: ["compute", "storage"]}, "said": text}
+{"op": "aws_keys", "argument": {}} -> {"travel": bool}: do machines outside AWS get keys to its buckets?
 {"op": "start", "argument": {}} -> {}
 
 `phase`: none, launching, failed (to launch), up, waiting, running, recovering, over. SkyPilot 0.14.1.
@@ -12,7 +13,9 @@
 
 from __future__ import annotations
 
+import configparser
 import io
+import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,6 +25,8 @@ MANAGED = {
     "WINDING_DOWN": "running", "RECOVERING": "recovering", "CANCELLING": "running",
 }  # fmt: skip
 """ManagedJobStatus -> phase; the others are the ends (sky/jobs/state.py)."""
+GOES_ON = ("PENDING", "WAITING", "RUNNING")
+"""RequestStatus of a request to the API server that is not over."""
 
 
 def start(argument: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,6 +42,8 @@ def launch(argument: Mapping[str, Any]) -> dict[str, Any]:
     from sky.client import sdk
 
     name, managed = argument["name"], argument["managed"]
+    for request in _sending(name) if managed else ():  # one that was left, while it builds the controller
+        sdk.get(request.request_id)
     if look({"name": name, "managed": managed, "closely": False})["phase"] != "none":
         return {"started": False}
     secrets = argument["secrets"]
@@ -57,14 +64,24 @@ def look(argument: Mapping[str, Any]) -> dict[str, Any]:
 
 def _managed(name: str, closely: bool) -> dict[str, Any]:
     """The newest managed job of this name."""
+    sending = _sending(name)  # before the records: one that ends in between is there
     record = max(_managed_records(name), key=lambda one: one.job_id, default=None)
     if record is None:
-        return {}
+        told = [one.status_msg or "waiting for SkyPilot's controller" for one in sending]
+        return {"phase": "launching", "detail": told[0]} if told else {}
     status = record.status.value
     return {
         "phase": MANAGED.get(status, "over"), "detail": status, "recoveries": record.recovery_count or 0,
         "reason": record.failure_reason or f"SkyPilot's controller says {status}",
     }  # fmt: skip
+
+
+def _sending(name: str) -> list[Any]:
+    """The requests that go on to send a managed job of this name: the first one builds the controller."""
+    from sky.client import sdk
+
+    asked = [one for one in sdk.api_status() if one.name == "sky.jobs.launch" and one.status in GOES_ON]
+    return [one for one in asked if (json.loads(one.request_body) or {}).get("name") == name]
 
 
 def _managed_records(name: str | None = None) -> list[Any]:
@@ -84,7 +101,7 @@ def _cluster(name: str, closely: bool) -> dict[str, Any]:
 
     asked = [r for r in sdk.api_status(all_status=True, cluster_name=name) if r.name == "sky.launch"]
     newest = max(asked, key=lambda one: one.created_at, default=None)
-    if newest is not None and newest.status in ("PENDING", "RUNNING"):
+    if newest is not None and newest.status in GOES_ON:
         return {"phase": "launching", "detail": newest.status_msg or "waiting for machines"}
     cluster = _status(name, closely)
     if cluster is None:
@@ -137,6 +154,8 @@ def down(argument: Mapping[str, Any]) -> dict[str, Any]:
 
     name = argument["name"]
     if argument["managed"]:
+        for request in _sending(name):
+            sdk.get(sdk.api_cancel([request.request_id]))
         running = [one.job_id for one in _managed_records(name) if one.status.value in MANAGED]
         if running:
             jobs.cancel(job_ids=running)
@@ -183,7 +202,23 @@ def check(argument: Mapping[str, Any]) -> dict[str, Any]:
     return {"enabled": enabled, "said": said.getvalue()}
 
 
+def aws_keys(argument: Mapping[str, Any]) -> dict[str, Any]:
+    """SkyPilot copies the user's file of static keys to every machine, where its [default] counts."""
+    from sky import clouds
+    from sky.adaptors import aws
+    from sky.server import common
+
+    if not common.is_api_server_local():  # its server's keys count, which are not seen from here
+        return {"travel": True}
+    profiles = (aws.get_workspace_profile(), os.environ.get("AWS_DEFAULT_PROFILE"), os.environ.get("AWS_PROFILE"))
+    file = configparser.RawConfigParser()
+    file.read(clouds.AWS().get_credential_file_mounts().values())
+    default = next(filter(None, profiles), "default") == "default"
+    return {"travel": default and file.has_option("default", "aws_access_key_id")}
+
+
 OPS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "start": start, "launch": launch, "look": look, "down": down, "alive": alive, "check": check,
+    "aws_keys": aws_keys,
 }  # fmt: skip
 os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")

@@ -16,6 +16,8 @@ BEGAN and WHEN are milliseconds since 1970, PART counts from 000000.
 from __future__ import annotations
 
 KILL_AFTER_S = 300
+PATH_S, BUCKET_S = 2, 10
+"""A part of the log goes out this often at least, onto a shared path and into a bucket."""
 PYTHON = '"$HOME/launch-env-$(hostname)/bin/python"'
 """One environment a node: on Slurm every node has the same home folder."""
 IMAGE_PYTHON = '"$(command -v python3 || command -v python)"'
@@ -27,14 +29,17 @@ mkdir -p {job}/told
 said=$(mktemp)
 exec {{bell}}<> <(:)
 ship() {{
-  local name=$told.log.$(now) sent=0 part=0 size pause=1
+  local name=$told.log.$(now) sent=0 part=0 size pause=1 tries=0
   trap '' INT TERM
   while [ -n "$pause" ]; do
-    read -rt "$pause" -u "$bell" && pause= || pause=$((SECONDS / 200 + 2 < 30 ? SECONDS / 200 + 2 : 30))
+    read -rt "$pause" -u "$bell" && pause= || pause=$((SECONDS / 200 + 2 < {often} ? SECONDS / 200 + 2 : {often}))
     kill -0 $$ || pause=
     size=$(stat -c %s "$said")
     [ "$size" -gt "$sent" ] || continue
-    tail -c "+$((sent + 1))" "$said" | head -c "$((size - sent))" >"$name.$(printf %06d "$part")" || continue
+    until tail -c "+$((sent + 1))" "$said" | head -c "$((size - sent))" >"$name.$(printf %06d "$part")"; do
+      [ -z "$pause" ] && [ "$((tries += 1))" -lt 10 ] || continue 2
+      sleep 1
+    done
     sent=$size part=$((part + 1))
   done
 }}
@@ -49,11 +54,19 @@ finish() {{
   wait "$shipping" || :
   rm -f "$said"
 }}
-mark() {{ local IFS=.; echo "$*" >"$told.$*.$(now)"; }}
+mark() {{
+  local IFS=. name pause
+  name=$told.$*.$(now)
+  for pause in 2 4 8 16 0; do
+    echo "$*" | cat >"$name" && return
+    sleep "$pause"
+  done
+}}
 """
 """A mark comes when all words are there: `tee` ends with the last who holds its pipe, a ring of the bell ends the
 shipping, and so does the end of the script where that was killed. A part goes out every 2 seconds at first, every
-30 in the end: a bucket bills each. A part that could not be written is written anew, under its name."""
+`often` in the end: a machine that is taken takes the words since then with it, and a bucket bills each. What could
+not be written is written anew, under its name; `cat` tells of a mount that refuses a file at its close."""
 
 SETUP = (
     BEGIN
@@ -90,14 +103,15 @@ exit "$code"
 """`timeout` passes SIGTERM on; --foreground keeps the job in the group that SkyPilot signals."""
 
 
-def setup(job: str, inputs: str) -> str:
-    """`job`: the job's folder in the store, as the node has it; `inputs`: its bundle."""
-    return SETUP.format(job=job, inputs=inputs, rank="SKYPILOT_SETUP_NODE_RANK")
+def setup(job: str, inputs: str, often_s: int) -> str:
+    """`job`: the job's folder in the store, as the node has it; `inputs`: its bundle; `often_s`: of log parts."""
+    return SETUP.format(job=job, inputs=inputs, often=often_s, rank="SKYPILOT_SETUP_NODE_RANK")
 
 
-def run(job: str, inputs: str, stop_s: int, image: bool) -> str:
+def run(job: str, inputs: str, often_s: int, stop_s: int, image: bool) -> str:
     """`stop_s`: the hard stop; `image`: the node's own python runs the job, nothing was set up."""
     python = IMAGE_PYTHON if image else PYTHON
     return RUN.format(
-        job=job, inputs=inputs, rank="SKYPILOT_NODE_RANK", kill_after=KILL_AFTER_S, stop=stop_s, python=python
-    )
+        job=job, inputs=inputs, often=often_s, rank="SKYPILOT_NODE_RANK", kill_after=KILL_AFTER_S, stop=stop_s,
+        python=python,
+    )  # fmt: skip

@@ -1,7 +1,8 @@
 """A job's `told` folder in the store at one moment: what its nodes and its launcher have put there.
 
 node.py names what nodes leave. The launcher's files: `staged` (the job can be sent), `managed` (SkyPilot's
-controller runs it), `submitted`, `cancel`, `final.json` (how it ended), `down` (its machines were taken down).
+controller runs it), `submitted` (by whom: sender.py), `cancel`, `final.json` (how it ended), `down` (its machines
+were taken down).
 """
 
 from __future__ import annotations
@@ -10,14 +11,28 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from backends.skypilot.logs import Part
 from backends.skypilot.stores import JobStore, Kept
 from backends.storage import ROOT
 
-MARK = re.compile(r"(?:node-0\.(start|end)|(node-\d+)\.setup)\.(?:(\d+)\.)?(\d+)")
+MARK = re.compile(r"(node-\d+)\.(?:(start)|(end|setup)\.(\d+))\.(\d+)")
 """The first node speaks for all, but that a set-up on any of them fails the job."""
+PEERS_S = 30
+"""So long the end of the first node waits for those of the others, whose last words may still come."""
+
+
+class Mark(NamedTuple):
+    """What a node has marked, when by its own clock, and its age by the store's."""
+
+    node: str
+    kind: str
+    code: int
+    when: float
+    age_s: float
+
+
 LOG = re.compile(r"(node-\d+)\.log\.(\d+)\.(\d+)")
 
 
@@ -33,6 +48,8 @@ class Seen:
     """(`end` or `setup`, exit status, when) of the newest start; None while that goes on."""
     spokesman: str = "node-0"
     """The node whose end that is."""
+    ending: bool = False
+    """The first node has ended a moment ago, another not yet."""
     final: Mapping[str, Any] | None = None
 
     @property
@@ -55,8 +72,8 @@ def look(store: JobStore, token: str) -> Seen:
 
 def seen(kept: Iterable[Kept]) -> Seen:
     """What these files say."""
-    has, logs, starts, quiet = set(), [], [], None
-    ends: list[tuple[float, str, int, str]] = []
+    has, logs, quiet = set(), [], None
+    marks: list[Mark] = []
     for one in kept:
         name = one.key.rpartition("/")[2]
         if not name.startswith("node-"):
@@ -67,11 +84,23 @@ def seen(kept: Iterable[Kept]) -> Seen:
             node, began, part = log.groups()
             logs.append(Part(node=node, began=int(began), number=int(part), key=one.key, size=one.size))
         elif mark := MARK.fullmatch(name):
-            kind, code, when = mark[1] or "setup", mark[3], int(mark[4]) / 1000
-            starts += [when] if kind == "start" else []
-            ends += [(when, kind, int(code), mark[2] or "node-0")] if code else []
-    found = Seen(has=frozenset(has), logs=tuple(logs), quiet_s=quiet, starts=tuple(sorted(starts)))
-    ended, how, status, node = max(ends, default=(0.0, "", 0, ""))
-    if not ends or (starts and max(starts) > ended):
+            node, start, end, code, when = mark.groups()
+            marks.append(Mark(node, start or end, int(code or 0), int(when) / 1000, one.age_s))
+    starts = sorted(mark.when for mark in marks if (mark.node, mark.kind) == ("node-0", "start"))
+    found = Seen(has=frozenset(has), logs=tuple(logs), quiet_s=quiet, starts=tuple(starts))
+    ends = [mark for mark in marks if mark.kind == "setup" or (mark.node, mark.kind) == ("node-0", "end")]
+    last = max(ends, key=lambda mark: mark.when, default=None)
+    if last is None or (starts and starts[-1] > last.when):
         return found
-    return replace(found, end=(how, status, ended), spokesman=node)
+    return replace(
+        found, end=(last.kind, last.code, last.when), spokesman=last.node, ending=_is_ending(last, marks, logs)
+    )
+
+
+def _is_ending(last: Mark, marks: Iterable[Mark], logs: Iterable[Part]) -> bool:
+    """Has the first node ended a moment ago, and one that has spoken since its own last end not yet?"""
+    if last.kind != "end" or last.age_s >= PEERS_S:
+        return False
+    over = {(mark.node, mark.when) for mark in marks if mark.kind == "end"}
+    talking = (part for part in logs if part.node != last.node)
+    return any(all(node != part.node or when * 1000 < part.began for node, when in over) for part in talking)

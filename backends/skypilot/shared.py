@@ -56,11 +56,14 @@ class SharedPath(JobStore):
                 yield key, int(size)
 
     def look(self, prefix: str) -> Iterator[Kept]:
-        text = f"cd {_q(self._path(prefix))} 2>/dev/null && date +%s && stat -c '%s %Y %n' -- * 2>/dev/null || :"
+        # Not `stat *`: the log of some days has more parts than one command takes.
+        each = "find . -maxdepth 1 ! -name '.*' -exec stat -c '%s %Y %n' {} + 2>/dev/null"
+        text = f"cd {_q(self._path(prefix))} 2>/dev/null && date +%s && {each} || :"
         now, *lines = self.sh(text, self.doing("looking at", prefix)).decode().splitlines() or ["0"]
         for line in lines:
             size, written, name = line.split(" ", 2)
-            yield Kept(key=f"{prefix}{name}", size=int(size), age_s=max(0, int(now) - int(written)))
+            key = f"{prefix}{name.removeprefix('./')}"
+            yield Kept(key=key, size=int(size), age_s=max(0, int(now) - int(written)))
 
     def remove(self, prefix: str) -> None:
         """`prefix` is a file, or a folder with its `/`."""

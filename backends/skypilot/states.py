@@ -15,11 +15,17 @@ QUIET_S = 60
 """After so long without a word SkyPilot is asked whether the machines are still there; it takes seconds."""
 THROWN_BACK = ("recovering", "launching", "waiting")
 GONE = ("none", "over", "failed")
+ELSEWHERE = "another machine's SkyPilot runs it"
+"""Said of a job that SkyPilot here does not know, and that was not sent from here (phase `elsewhere`)."""
 STOPPED_ITSELF = "stopped before it was done (a signal or its time limit); launch resume goes on"
 
 
-def told(seen: Seen) -> JobState | None:
-    """How it ended, where the marks alone say that."""
+OWN_ENDS = ("FAILED", "FAILED_SETUP")
+"""SkyPilot's words for a job that failed by itself: its marks tell more. The others are about what runs it."""
+
+
+def told(seen: Seen, said: Mapping[str, Any] | None = None) -> JobState | None:
+    """How it ended, where the marks say that; `said`: SkyPilot's `look` at a job that is over for it."""
     if seen.end is None:
         return None
     code = seen.end[1]
@@ -27,8 +33,9 @@ def told(seen: Seen) -> JobState | None:
         return JobState.SUCCEEDED
     if "cancel" in seen.has:
         return JobState.CANCELLED
-    # A managed job that lost its machine is asked to stop like one that reached its limit: SkyPilot knows which.
-    return None if code == PREEMPTED and seen.managed else JobState.FAILED
+    # A managed job that lost a machine may go on: its nodes were asked to stop, or failed without their peer.
+    own = said is not None and (said["phase"] == "none" or said["detail"] in OWN_ENDS)
+    return None if seen.managed and not own else JobState.FAILED
 
 
 def is_to_be_asked(seen: Seen) -> bool:
@@ -37,7 +44,7 @@ def is_to_be_asked(seen: Seen) -> bool:
 
 
 def status_of(seen: Seen, said: Mapping[str, Any]) -> JobStatus:
-    """Of a job whose marks don't say that it is over; `said`: SkyPilot's `look`, empty when it was not asked."""
+    """Of a job whose marks don't say how it ended; `said`: SkyPilot's `look`, empty when it was not asked."""
     phase = said.get("phase")
     first = moment(seen.starts[0]) if seen.starts else None
     if phase in GONE:
@@ -49,17 +56,28 @@ def status_of(seen: Seen, said: Mapping[str, Any]) -> JobStatus:
     if phase in THROWN_BACK and len(seen.starts) <= said["recoveries"] + 1:
         detail = "interrupted; SkyPilot starts it again"
         return JobStatus(state=JobState.STARTING, detail=detail, started=first, interruptions=len(seen.starts))
-    return JobStatus(state=JobState.RUNNING, detail="running", started=first, interruptions=len(seen.starts) - 1)
+    ended = f"ended with {seen.end[1]}; SkyPilot says whether it starts again" if seen.end else "running"
+    detail = ELSEWHERE if phase == "elsewhere" else ended
+    return JobStatus(state=JobState.RUNNING, detail=detail, started=first, interruptions=len(seen.starts) - 1)
+
+
+def ending(seen: Seen) -> JobStatus:
+    """Of a job whose first node has ended, and others may still have something to say."""
+    first = moment(seen.starts[0]) if seen.starts else None
+    return JobStatus(
+        state=JobState.RUNNING, detail="ending", started=first, interruptions=max(0, len(seen.starts) - 1)
+    )
 
 
 def _gone(seen: Seen, said: Mapping[str, Any], first: datetime | None) -> JobStatus:
-    """SkyPilot has no machines for it any more, or its job there is over."""
-    cancelled = "cancel" in seen.has
-    stopped = seen.end is not None and seen.end[1] == PREEMPTED
-    reason = STOPPED_ITSELF if stopped else said.get("reason") or "its machines are gone"
+    """SkyPilot has no machines for it any more, or its job there is over; no mark says how."""
+    state, reason = JobState.FAILED, said.get("reason") or "its machines are gone"
+    if said["phase"] == "over" and said.get("detail") == "SUCCEEDED":
+        state, reason = JobState.SUCCEEDED, None
+    elif "cancel" in seen.has:
+        state, reason = JobState.CANCELLED, "cancelled"
     return JobStatus(
-        state=JobState.CANCELLED if cancelled else JobState.FAILED,
-        reason="cancelled" if cancelled else reason,
+        state=state, reason=reason,
         started=first, ended=datetime.now(UTC), interruptions=max(0, len(seen.starts) - 1),
     )  # fmt: skip
 

@@ -67,7 +67,7 @@ class Machine:
         (self.bin / "python3").chmod(0o755)
         home = self.mount / "finelaunch" / "jobs" / self.token
         env = {**os.environ, "PATH": f"{self.bin}:{os.environ['PATH']}", "OUT": f"{home}/output"}
-        script = node.run(str(home), "/bundle", 60, image=True)
+        script = node.run(str(home), "/bundle", node.BUCKET_S, 60, image=True)
         subprocess.run(["bash", "-c", script], env=env, capture_output=True, timeout=30, check=False)
         for file in self.mount.rglob("*"):
             if file.is_file():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from backends.base import Problem, Site
-from backends.skypilot import SkyPilotBackend
+from backends.skypilot import SkyPilotBackend, checks
 from launcher.errors import CredentialsError
 
 SAID = """\
@@ -42,6 +42,28 @@ def problems(backend: SkyPilotBackend, tmp_path: Path, infra: str, store: str = 
 def test_what_can_be_used_is_no_problem(backend: SkyPilotBackend, tmp_path: Path) -> None:
     assert problems(backend, tmp_path, "aws/us-east-1") == []
     assert problems(backend, tmp_path, "lambda") == []
+
+
+@pytest.mark.parametrize(
+    ("infra", "travel", "refused"),
+    [("lambda", False, True), ("lambda", True, False), ("aws/us-east-1", False, False), ("slurm", False, False)],
+)
+def test_a_bucket_of_aws_for_another_clouds_machines_needs_static_keys(
+    backend: SkyPilotBackend,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    infra: str,
+    travel: bool,
+    refused: bool,
+) -> None:
+    """Machines of the user's own may have a role of their own: nothing is said of those."""
+    monkeypatch.setattr(checks, "_of_the_store", lambda *_: [])
+    enabled = {"AWS": ["compute", "storage"], "Lambda": ["compute"], "Slurm": ["compute"]}
+    answer = json.dumps({"result": {"enabled": enabled, "said": "", "travel": travel}})
+    (tmp_path / "said").write_text(f"{answer}\n")
+    found = [(p.kind, p.fix) for p in problems(backend, tmp_path, infra, "s3://team-bucket")]
+    fix = "static keys as [default] of ~/.aws/credentials, a gs:// store, or --infra aws"
+    assert found == ([("credentials", fix)] if refused else [])
 
 
 def test_what_skypilots_environment_lacks_is_built_by_the_command_that_is_named(

@@ -39,7 +39,7 @@ class Node:
 
     def start(self, python: str, stop_s: int = 60, **env: str) -> subprocess.Popen[str]:
         self.program(self.bin / "python3", python)
-        script = node.run(self.job, "/bundle", stop_s, image=True)
+        script = node.run(self.job, "/bundle", node.PATH_S, stop_s, image=True)
         return subprocess.Popen(["bash", "-c", script], env={**self.env, **env}, stdout=subprocess.PIPE, text=True)
 
     def run(self, python: str, stop_s: int = 60, **env: str) -> tuple[int, str]:
@@ -116,7 +116,7 @@ def test_a_job_that_is_asked_to_stop_checkpoints_first(machine: Node, how: str) 
 def test_a_set_up_that_fails_leaves_its_words_and_one_that_does_not_no_mark(machine: Node) -> None:
     uv = machine.home / ".local" / "bin" / "uv"
     machine.program(uv, 'echo "uv $1"; [ "$1" = venv ] || exit 2')
-    script = ["bash", "-c", node.setup(machine.job, "/bundle")]
+    script = ["bash", "-c", node.setup(machine.job, "/bundle", node.PATH_S)]
     failed = subprocess.run(script, env=machine.env, capture_output=True, text=True, timeout=30, check=False)
     assert (failed.returncode, failed.stdout) == (2, "uv venv\nuv pip\n")
     assert machine.words() == b"uv venv\nuv pip\n"
@@ -156,3 +156,45 @@ def test_a_part_that_could_not_be_written_comes_with_the_next(machine: Node) -> 
         away.rename(machine.told)
         process.wait(30)
     assert machine.words() == b"one\ntwo\n"
+
+
+def test_the_last_words_and_the_end_wait_for_a_store_that_comes_back(machine: Node) -> None:
+    """Its writes are refused when the job ends, and for some seconds after."""
+    with machine.start("sleep 1.5; echo last; sleep 0.2") as process:
+        until = time.monotonic() + 20
+        while not list(machine.told.glob("*.start.*")):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        away = machine.told.rename(machine.told.with_name("away"))
+        assert process.stdout is not None and process.stdout.readline() == "last\n"
+        time.sleep(2.5)
+        away.rename(machine.told)
+        process.wait(30)
+    assert machine.words() == b"last\n"
+    assert "node-0.end.0.T" in machine.names()
+    assert machine.left() == []
+
+
+def test_an_end_that_is_refused_is_marked_again_under_its_first_name(machine: Node) -> None:
+    machine.program(
+        machine.bin / "cat",
+        f"""
+tries={machine.home}/tries; echo x >>"$tries"
+[ "$(wc -l <"$tries")" != 2 ] || exit 1  # the first mark is the start
+exec /bin/cat "$@"
+""",
+    )
+    code, _ = machine.run("exit 0")
+    assert code == 0
+    assert machine.names() == ["node-0.end.0.T", "node-0.start.T"]
+    (end,) = machine.told.glob("*.end.*")
+    assert end.read_text() == "end.0\n"
+
+
+def test_parts_come_at_least_as_often_as_the_store_bears() -> None:
+    """SECONDS is set ahead: a job that has run for hours."""
+    for often in (node.PATH_S, node.BUCKET_S):
+        script = node.run("/job", "/bundle", often, 60, image=True)
+        (pause,) = re.findall(r"pause=(\$\(\(SECONDS.*?\)\))", script)
+        said = subprocess.run(["bash", "-c", f"SECONDS=90000; echo {pause}"], capture_output=True, check=True)
+        assert int(said.stdout) == often

@@ -109,3 +109,13 @@ def test_many_parts_are_read_in_order(store: SharedPath, monkeypatch: pytest.Mon
     monkeypatch.setattr(shared, "AT_ONCE", 2)
     there = parts(store, **{f"node0_5_{n}": b"%d\n" % n for n in range(5)})
     assert [line.text for line in logs.lines(store, there, False, None)] == ["0", "1", "2", "3", "4"]
+
+
+def test_a_folder_with_more_files_than_one_command_takes_is_seen_whole(store: SharedPath) -> None:
+    store.put("told/.half", b"")
+    folder = Path(store.bucket) / "told"
+    for number in range(12_000):  # of long names, for the test to be short
+        (folder / f"node-0.log.{number:0200d}").touch()
+    found = list(store.look("told/"))
+    assert len(found) == 12_000
+    assert all(one.key.startswith("told/node-0.log.") and one.size == 0 and one.age_s < 600 for one in found)

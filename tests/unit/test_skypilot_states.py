@@ -9,7 +9,7 @@ import pytest
 
 from backends.base import JobRef, JobState
 from backends.skypilot import SkyPilotBackend
-from backends.skypilot.seen import Seen
+from backends.skypilot.seen import PEERS_S, Seen
 from backends.skypilot.seen import seen as seen_in
 from backends.skypilot.states import QUIET_S, is_to_be_asked, status_of, told
 from backends.skypilot.stores import Kept
@@ -45,6 +45,8 @@ def test_a_folder_is_read_as_its_nodes_left_it() -> None:
         (("node-0.start.1000", "node-0.end.1.2000"), False, JobState.FAILED),
         (("node-0.start.1000", "node-0.end.143.2000"), False, JobState.FAILED),
         (("node-0.start.1000", "node-0.end.143.2000"), True, None),  # its machine may have been taken
+        (("node-0.start.1000", "node-0.end.1.2000"), True, None),  # or its peer's
+        (("node-0.setup.1.2000",), True, None),
         (("node-0.start.1000", "node-0.end.143.2000", "cancel"), True, JobState.CANCELLED),
         (("node-0.start.1000", "node-0.end.0.2000", "cancel"), True, JobState.SUCCEEDED),
         (("node-0.setup.1.2000",), False, JobState.FAILED),
@@ -56,10 +58,44 @@ def test_how_it_ended(names: tuple[str, ...], managed: bool, state: JobState | N
     assert told(seen(*names, managed=managed)) == state
 
 
+@pytest.mark.parametrize(
+    ("phase", "detail", "state"),
+    [
+        ("over", "FAILED", JobState.FAILED),
+        ("none", "", JobState.FAILED),
+        ("over", "FAILED_NO_RESOURCE", None),  # no other machine was found: SkyPilot has the reason
+        ("over", "SUCCEEDED", None),  # a later start, whose marks are missing
+    ],
+)
+def test_the_failure_of_a_managed_job_is_its_own_where_skypilot_says_so(
+    phase: str, detail: str, state: JobState | None
+) -> None:
+    failed = seen("node-0.start.1000", "node-0.end.1.2000", managed=True)
+    assert told(failed, {**said(phase), "detail": detail}) == state
+
+
+def test_what_succeeded_by_skypilots_word_has_succeeded() -> None:
+    over = {**said("over"), "detail": "SUCCEEDED"}
+    for unmarked in (seen("node-0.start.900000"), seen("node-0.start.900000", "cancel", managed=True)):
+        status = status_of(unmarked, over)
+        assert (status.state, status.reason) == (JobState.SUCCEEDED, None)
+
+
 def test_a_set_up_that_fails_on_any_node_fails_the_job_and_that_node_says_why() -> None:
     found = seen("node-0.log.800000.000000", "node-1.setup.2.900000")
     assert told(found) == JobState.FAILED
     assert found.spokesman == "node-1"
+
+
+def test_the_end_waits_a_moment_for_the_other_nodes() -> None:
+    spoken = ("node-0.log.800000.000000", "node-1.log.800000.000000", "node-0.start.810000", "node-0.end.0.900000")
+    assert seen(*spoken).ending
+    assert not seen(*spoken, "node-1.end.0.900500").ending
+    assert not seen(*spoken, quiet_s=PEERS_S).ending
+    again = ("node-1.log.700000.000000", "node-1.end.143.750000")  # of a start before this one
+    assert seen(*spoken, *again).ending
+    assert not seen(*spoken, *again, "node-1.end.0.900500").ending
+    assert not seen("node-0.log.800000.000000", "node-0.start.810000", "node-0.end.1.900000").ending
 
 
 def test_a_taken_machine_is_an_interruption_counted_once() -> None:
