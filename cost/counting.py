@@ -109,13 +109,18 @@ def _count_rows(job: TrainJob, rows: Sequence[Row], tokenizer: ModelTokenizer | 
 
 def _ways(job: TrainJob, rows: Sequence[Row], tokenizer: ModelTokenizer | None) -> tuple[Passes, ...]:
     """What passes over the rows come to, for every number of them that a pass may have."""
-    chosen = drawn(rows)
+    chosen, limit, overlong = drawn(rows), job.data.max_length, job.data.overlong
     if tokenizer is None:
-        made = [PassRow(range(prompt), answer) for prompt, answer in token_guess.lengths(job, chosen)]
+        both = token_guess.lengths(job, chosen)
+        if overlong != "drop":  # a guess refuses nothing
+            both = [_within(pair, limit) for pair in both]
+        made = [PassRow(range(prompt), answer) for prompt, answer in both]
     else:
         examples = [tokenize(job, tokenizer, row) for row in chosen]
+        if overlong == "truncate_prompt":
+            examples = [cut_prompt(job, one, limit, tokenizer) for one in examples]
         made = [PassRow(one.prompt, len(one.completion)) for one in examples]
-    fitting = [row for row in made if len(row) <= job.data.max_length]
+    fitting = [row for row in made if len(row) <= limit]
     sizes = [n for n in range(1, job.train.batch_size + 1) if job.train.batch_size % n == 0]
     return passes_of(fitting, sizes, known=tokenizer is not None)
 
@@ -138,8 +143,15 @@ def _lengths(job: TrainJob, rows: Sequence[Row], tokenizer: ModelTokenizer | Non
         kept = [pair for pair in both if sum(pair) <= limit]
         return _Lengths(kept, dropped=len(over))
     for i, length in zip(over, _cut(job, [rows[i] for i in over], tokenizer), strict=True):
-        both[i] = (max(0, length - both[i][1]), min(length, both[i][1]))
+        both[i] = _within(both[i], length)
     return _Lengths(both, truncated=len(over))
+
+
+def _within(both: tuple[int, int], limit: int) -> tuple[int, int]:
+    """(prompt, answer) in tokens with the prompt cut to what the answer leaves of `limit`."""
+    prompt, answer = both
+    answer = min(limit, answer)
+    return min(prompt, limit - answer), answer
 
 
 def _tokenized(job: TrainJob, rows: Sequence[Row], tokenizer: ModelTokenizer) -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ model itself, and a calibration never calibrates another.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -94,6 +94,8 @@ class Entry:
     packing: str | None = None
     """How its rows were put into passes (train_entry/packing.py); None: not known."""
     rows: Trained | None = None
+    model: str | None = None
+    """The model's id: by how much its memory was off says nothing of another model's weights."""
 
     @property
     def modelled(self) -> bool:
@@ -143,19 +145,36 @@ def telling(entries: Sequence[Entry], rows: Trained | None = None) -> list[Entry
 
 
 def calibrations(entries: Iterable[Entry]) -> Mapping[Key, Calibration]:
-    """What the jobs, oldest first, say by GPU, kind of tuning and stack; each way of packing is one of its own."""
+    """What the jobs, oldest first, say by GPU, kind of tuning and stack; each way of packing is one of its own.
+
+    Of memory only where all of them had the same model.
+    """
     return _calibrated((entry.key, entry) for entry in entries)
 
 
 def calibrations_for(entries: Sequence[Entry], rows: Trained | None) -> Mapping[Key, Calibration]:
-    """What they say of the next job, whose rows are `rows`."""
+    """What they say of the next job, whose rows are `rows`; of its memory those with its model alone."""
     told = telling(entries, rows)
     packed = {one.training.key for one in told if one.training and not one.modelled}
-    found = _calibrated((one.training.key if one.training else None, one) for one in told)
+    keyed = ((one.training.key if one.training else None, one) for one in told)
+    found = _calibrated(keyed, lambda some: memory_ratios(some, rows.model if rows else None))
     return {key: replace(one, packed=key in packed) for key, one in found.items()}
 
 
-def _calibrated(entries: Iterable[tuple[Key | None, Entry]]) -> Mapping[Key, Calibration]:
+def memory_ratios(entries: Sequence[Entry], model: str | None) -> list[float]:
+    """Measured over modelled peaks of jobs with that model: they are most of all its weights."""
+    return [one.memory_ratio for one in entries if model and one.model == model and one.memory_ratio]
+
+
+def _of_the_only_model(entries: Sequence[Entry]) -> list[float]:
+    models = {one.model for one in entries if one.memory_ratio}
+    return memory_ratios(entries, models.pop()) if len(models) == 1 else []
+
+
+def _calibrated(
+    entries: Iterable[tuple[Key | None, Entry]],
+    memories: Callable[[Sequence[Entry]], list[float]] = _of_the_only_model,
+) -> Mapping[Key, Calibration]:
     known: dict[Key, list[Entry]] = {}
     for key, entry in entries:
         if key is not None and entry.ratio:
@@ -164,16 +183,16 @@ def _calibrated(entries: Iterable[tuple[Key | None, Entry]]) -> Mapping[Key, Cal
         key: calibrate(
             [one.ratio for one in found if one.ratio],
             _source(found[-NEWEST:]),
-            [one.memory_ratio for one in found if one.memory_ratio],
+            memories(found),
         )
         for key, found in sorted(known.items())
     }
 
 
-def scaled_probe(entries: Sequence[Entry], kind: str, stack: str) -> Calibration | None:
+def scaled_probe(entries: Sequence[Entry], kind: str, stack: str, model: str | None = None) -> Calibration | None:
     """What the newest dry runs on a GPU say of other GPUs: the model's ratio between the two, times what was
-    measured, which is the measured over the modelled time, in a wider band."""
-    ratios, gpus, memories, packed = [], [], [], False
+    measured, which is the measured over the modelled time, in a wider band. Of memory: those of `model`."""
+    ratios, gpus, probes, packed = [], [], [], False
     for entry in entries:
         known = entry.training
         if not (entry.probe and known and entry.ratio) or known.gpu == PROCESSOR.name:
@@ -182,11 +201,10 @@ def scaled_probe(entries: Sequence[Entry], kind: str, stack: str) -> Calibration
             ratios.append(entry.ratio)
             gpus.append(known.gpu)
             packed = packed or not entry.modelled
-            if entry.memory_ratio:
-                memories.append(entry.memory_ratio)
+            probes.append(entry)
     if not ratios:
         return None
-    found = calibrate(ratios, f"probed on {gpus[-1]}, scaled", memories)
+    found = calibrate(ratios, f"probed on {gpus[-1]}, scaled", memory_ratios(probes, model))
     return replace(found, packed=packed, low=found.low * (1 - SCALED), high=found.high * (1 + SCALED))
 
 

@@ -89,7 +89,10 @@ _KINDS: tuple[Kind, ...] = ("flat", "prefix")
 
 
 def _cheapest(work: Work, recipe: Recipe, micro: int) -> Iterator[Passes]:
-    """Of each way the number of rows a pass that costs least, as long as memory is no more than padding takes."""
+    """Of each way the number of rows a pass that costs least, as long as memory is no more than padding takes.
+
+    Fewer than padded passes have only on a processor: the price has no launches of kernels in it.
+    """
     train, price = work.job.train, _price(recipe)
     share = train.batch_size // recipe.ranks
     most = min(BUDGET, micro * work.rows.lengths[-1])
@@ -100,7 +103,7 @@ def _cheapest(work: Work, recipe: Recipe, micro: int) -> Iterator[Passes]:
             one for one in work.passes_by_way
             if one.kind == kind and share % one.size == 0
             and (one.size == micro or (kind != "padded" and not train.micro_batch and (
-                one.size < micro or (one.learnt <= LOGITS and one.widest <= most)
+                _on_processor(recipe) if one.size < micro else one.learnt <= LOGITS and one.widest <= most
             )))
         ]  # fmt: skip
         if fitting:
@@ -116,18 +119,28 @@ def _price(recipe: Recipe) -> Callable[[Passes], float]:
     shape = recipe.shape
     linear = shape.params - shape.embedding_params + recipe.trained * (not recipe.full)
     attention = ATTENTION * 2 * shape.query * shape.layers
-    return lambda one: one.tokens * linear + one.pairs * attention
+    return lambda one: one.tokens * linear + _pairs(recipe, one) * attention
+
+
+def _on_processor(recipe: Recipe) -> bool:
+    """Only there nothing is launched elsewhere (cost/processor.py)."""
+    return not recipe.stack.kernel_s
+
+
+def _pairs(recipe: Recipe, one: Passes) -> float:
+    """Pairs of tokens that attention computes for a row; a processor leaves out those that a mask would hide."""
+    return one.tree_pairs if one.tree_pairs is not None and _on_processor(recipe) else one.pairs
 
 
 def _made(work: Work, recipe: Recipe, one: Passes) -> Way:
-    """The recipe of such a pass. Its mask is dense: attention computes every pair, and counts half of a span."""
+    """The recipe of such a pass. No kernel skips a pair of those that are counted: each is half of a span."""
     train = work.job.train
     share = train.batch_size // recipe.ranks
     tokens = one.size * one.tokens
     answer = sum(work.rows.answers) / len(work.rows.answers)
     learnt = one.size * answer if train.loss_on == "completion" else tokens
     changed = replace(
-        recipe, tokens=tokens, span=2 * one.pairs / one.tokens, accumulation=share // one.size,
+        recipe, tokens=tokens, span=2 * _pairs(recipe, one) / one.tokens, accumulation=share // one.size,
         head_tokens=min(tokens, learnt),
     )  # fmt: skip
     return Way(

@@ -42,7 +42,9 @@ def calibrations_of(
 
     def look(gpu: str, kind: str, stack: str) -> Calibration | None:
         own = known.get((gpu, kind, stack))
-        return own if own or gpu == PROCESSOR.name else scaled_probe(told, kind, stack)
+        return (
+            own if own or gpu == PROCESSOR.name else scaled_probe(told, kind, stack, rows.model if rows else None)
+        )
 
     return look
 
@@ -51,9 +53,13 @@ def trained(spec: Mapping[str, Any], rows: int, tokens: int) -> Trained:
     """What a job file (as the record keeps it) and its counted rows say of how they share passes."""
     train = spec.get("train", {})
     return Trained(
-        model=str(spec.get("model", {}).get("id")), rows=rows, tokens=tokens, batch_size=train.get("batch_size"),
+        model=_model(spec), rows=rows, tokens=tokens, batch_size=train.get("batch_size"),
         micro_batch=train.get("micro_batch"), loss_on=train.get("loss_on"),
     )  # fmt: skip
+
+
+def _model(spec: Mapping[str, Any]) -> str:
+    return str(spec.get("model", {}).get("id"))
 
 
 def _entry(record: JobRecord, events: Events) -> Entry:
@@ -66,7 +72,8 @@ def _entry(record: JobRecord, events: Events) -> Entry:
         job=record.id, backend=record.backend, state=record.state,
         hours=_hours(record) if done else None, cost=_cost(record) if done else None,
         training=training, step_s=None if training is None else _step_s(record, events),
-        peak_gib=_number(record.actual.get("peak_gib")), probe=bool(dry_run), packing=packing, rows=rows,
+        peak_gib=_peak_gib(record, events), probe=bool(dry_run), packing=packing, rows=rows,
+        model=_model(record.spec),
     )  # fmt: skip
 
 
@@ -113,3 +120,15 @@ def _step_s(record: JobRecord, events: Events) -> float | None:
         if (step_s := _number(event.fields.get("step_s"))) is not None
     ]  # fmt: skip
     return fmean(seen[1:]) if len(seen) >= LEAST_STEPS else None
+
+
+def _peak_gib(record: JobRecord, events: Events) -> float | None:
+    """The most that the steps took; None where memory ran out, for then fewer rows shared a pass than modelled.
+
+    What `done` says is not it: judging is in that, and of a job that was started again only the last process.
+    """
+    told = events(record.id, "step", "micro_batch")
+    if any(event.name == "micro_batch" for event in told):
+        return None
+    peaks = [peak for event in told if (peak := _number(event.fields.get("peak_gib"))) is not None]
+    return max(peaks, default=None)

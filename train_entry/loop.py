@@ -89,6 +89,8 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
             take_settings(lr_scheduler, self.job, state.global_step, state.max_steps)
         if self.progress.unjudged and self._over(state, model):
             raise Over
+        if torch.cuda.is_available():  # what was judged before is not training's
+            torch.cuda.reset_peak_memory_stats()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._began = time.perf_counter()

@@ -136,8 +136,11 @@ def _by_cost(
     micro, passes = config.per_device_train_batch_size, config.gradient_accumulation_steps
     price, segments = _price(model), by_segments(model.device)
     widest = max(map(len, rows))
-    most = micro if job.train.micro_batch else most_rows or micro * passes
-    sizes = [micro] if job.train.micro_batch else [s for s in _divisors(micro * passes) if s <= most]
+    most = most_rows or micro * passes
+    # The price has no launches of kernels in it: with fewer rows a pass a GPU waits for them.
+    least = 1 if segments else micro
+    divisors = [micro] if job.train.micro_batch else _divisors(micro * passes)
+    sizes = [size for size in divisors if size == micro or least <= size <= most]
     costs: dict[Kind, tuple[Cost, int]] = {"padded": (_cost(rows, micro, "padded"), micro)}
     why_not = obstacle(model, config, job)
     for kind in ("flat", "prefix"):

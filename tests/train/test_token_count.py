@@ -19,6 +19,7 @@ from train_entry.data import load_dataset
 from train_entry.embedded import cache_dir
 from train_entry.models import load_tokenizer
 from train_entry.prefix import WIDTH
+from train_entry.trainers import micro_batches
 
 pytest.importorskip("pydantic", reason="the launcher's schema")
 
@@ -27,6 +28,7 @@ import cost.passes
 import cost.shapes
 from cost.gpus import GPUS
 from cost.packing import ways_of
+from cost.processor import processor_recipe
 from cost.recipe import recipe_of
 from cost.shapes import shape_from_config
 from cost.tokens import TokenCount, count
@@ -156,26 +158,57 @@ def test_users_own_template_counts(model_folder, tmp_path):
     same(counted, trained.train)
 
 
-def test_passes_and_the_way_that_is_taken_are_those_of_training(model_folder, tmp_path):
+def test_passes_are_those_of_training(model_folder, tmp_path):
     counted, trained = both(tmp_path, model_folder, tmp_path / "cache", train={"batch_size": 8})
     kinds = {(one.kind, one.size) for one in counted.passes}
     assert kinds == set(product(("padded", "flat", "prefix"), (1, 2, 4, 8)))
     for one in counted.passes:
         computed = packing._cost(trained.train, one.size, one.kind)
+        by_segments = packing._cost(trained.train, one.size, one.kind, True)
         batches = packing._samples(trained.train, one.size)
         assert (one.tokens, one.pairs) == (computed.tokens, computed.pairs), one
+        assert one.tree_pairs == (by_segments.pairs if one.kind == "prefix" else None)
         assert one.widest == max(packing._pass(batch, one.kind).tokens for batch in batches)
         assert one.learnt == max(sum(len(e.completion) for e in batch) for batch in batches)
-    job = tiny.job_dict(model_folder, task="generation", train={"batch_size": 8})
+
+
+def test_passes_of_cut_rows_are_those_of_training(model_folder, tmp_path):
+    data = {"overlong": "truncate_prompt", "max_length": 128}
+    counted, trained = both(tmp_path, model_folder, tmp_path / "cache", train={"batch_size": 4}, data=data)
+    assert trained.truncated > 0
+    for one in counted.passes:
+        computed = packing._cost(trained.train, one.size, one.kind)
+        assert (one.tokens, one.pairs) == (computed.tokens, computed.pairs), one
+
+
+ALL = {"loss_on": "all"}
+"""Every token is learnt, so that no prefix is shared."""
+
+
+@pytest.mark.parametrize("train", [{}, ALL, {"micro_batch": 2}, {**ALL, "micro_batch": 2}], ids=str)
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_the_way_that_is_taken_is_that_of_training(device, train, model_folder, tmp_path, monkeypatch):
+    train = {"batch_size": 16, **train}
+    counted, trained = both(tmp_path, model_folder, tmp_path / "cache", train=train)
+    job = tiny.job_dict(model_folder, task="generation", train=train)
     shape = shape_from_config(json.loads((model_folder / "config.json").read_text()))
     work = work_of(JobSpec.model_validate(job), shape, counted)
-    recipe = recipe_of(work.job, shape, GPUS["L4"], work.rows)
-    model = AutoModelForCausalLM.from_pretrained(model_folder)
-    passes = SimpleNamespace(per_device_train_batch_size=4, gradient_accumulation_steps=2, n_gpu=1,
+    monkeypatch.setattr("train_entry.packing.by_segments", lambda _: device == "cpu")
+    on_cpu = processor_recipe(work)
+    recipe = on_cpu if device == "cpu" else recipe_of(work.job, shape, GPUS["L4"], work.rows)
+    ready = _build(TrainJob, job, "")
+    micro, passes = micro_batches(ready, "cpu" if device == "cpu" else "cuda", 1)
+    config = SimpleNamespace(per_device_train_batch_size=micro, gradient_accumulation_steps=passes, n_gpu=1,
                              label_smoothing_factor=0.0)  # fmt: skip
-    taken = next(packing._by_cost(model, passes, _build(TrainJob, job, ""), trained.train, None))
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    taken = next(packing._by_cost(model, config, ready, trained.train, None))
     ways = ways_of(work, recipe)
     assert (ways.chosen.kind, ways.chosen.size) == (taken.kind, taken.micro)
+    if device == "gpu":
+        assert taken.micro >= micro, "fewer rows a pass only make a GPU wait"
+    if train.get("loss_on") == "all":
+        expected = micro if device == "gpu" or "micro_batch" in train else 1
+        assert (taken.kind, taken.micro) == ("flat", expected)
 
 
 def test_the_rules_of_the_choice_are_those_of_training():

@@ -11,7 +11,7 @@ from test_tokens import dataset, parsed
 
 from train_entry.config import TrainJob, _build
 from train_entry.failure import JobError
-from train_entry.loop import load_result
+from train_entry.loop import JobCallback, Progress, load_result
 from train_entry.models import load_base, load_tokenizer, with_tuning
 from train_entry.trainers import make_trainer, trainer_config
 
@@ -188,3 +188,14 @@ def test_model_whose_attention_torch_has_no_kernel_for_loads_with_its_own(model_
     before, model = trained(parsed(folder, train={"max_steps": 2}), tmp_path)
     learn = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert any(not torch.equal(before[n], p) for n, p in learn.items())
+
+
+def test_the_peak_of_memory_leaves_out_what_was_judged_before_training(model_folder, tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: done.append("counted anew"))
+    left = Progress(unjudged=True)
+    callback = JobCallback(bare(model_folder), left, None, print, tmp_path, tmp_path, {}, [], 0)
+    monkeypatch.setattr(callback, "_over", lambda state, model: done.append("judged"))
+    callback.on_train_begin(None, None, None)
+    assert done == ["judged", "counted anew"]

@@ -14,8 +14,9 @@ from cost.estimate import Estimator, Hardware
 from cost.gpus import GPUS
 from cost.ledger import training_of
 from cost.packing import Ways, peak_of, ways_of
-from cost.passes import Passes, PassRow, pack_tokens, passes_of, tree_tokens
-from cost.recipe import recipe_of
+from cost.passes import Passes, PassRow, pack_tokens, passes_of, tree_pairs, tree_tokens
+from cost.processor import processor_recipe
+from cost.recipe import MICRO_BATCH, recipe_of
 from cost.throughput import micro_batch_s
 from cost.work import Work
 from launcher.spec import JobSpec
@@ -53,6 +54,10 @@ def test_the_tokens_of_a_tree_by_hand() -> None:
     assert tree_tokens(rows[:1]) == 4
     assert tree_tokens([PassRow([], 2), PassRow([5], 2)]) == 1 + 2
     assert tree_tokens([PassRow([1, 2, 9], 1), PassRow([1, 3], 1)]) == 2 + 2, "1 is shared, 2 is not"
+    assert tree_pairs(rows) == 2 * 2 + 2 * 2 * 4
+    assert tree_pairs([PassRow([], 2), PassRow([5], 2), PassRow([1, 2, 9], 1), PassRow([1, 3], 1)]) == (
+        1 * 1 + 2 * 2 + (1 * 1 + 2 * 3 + 1 * 2)
+    ), "1 is shared by two rows, then 2 and 9 of the one, 3 of the other"
     long = [PassRow([*range(1500), n], 100) for n in range(8)]
     assert pack_tokens(long) == [1500 + 400, 1500 + 400], "no more than 2,048 a pack"
 
@@ -62,7 +67,10 @@ def test_what_a_pass_comes_to_by_hand() -> None:
     found = {one.kind: one for one in passes_of(ALIKE, [4])}
     assert found["padded"] == Passes(kind="padded", size=4, tokens=121, pairs=121**2, widest=484, learnt=80)
     assert found["flat"] == Passes(kind="flat", size=4, tokens=121, pairs=484**2 / 4, widest=484, learnt=80)
-    assert found["prefix"] == Passes(kind="prefix", size=4, tokens=46, pairs=184**2 / 4, widest=184, learnt=80)
+    by_segments = 100**2 + 4 * 20 * 120 + 4**2  # what is shared, each row's own tokens, 4 of padding
+    assert found["prefix"] == Passes(
+        kind="prefix", size=4, tokens=46, pairs=184**2 / 4, tree_pairs=by_segments / 4, widest=184, learnt=80
+    )
 
 
 def test_the_expected_time_is_that_of_the_way_that_training_takes() -> None:
@@ -105,6 +113,33 @@ def test_rows_of_mixed_lengths_go_end_to_end() -> None:
     found = ways(alike(rows=mixed))
     assert found.chosen.kind == "flat"
     assert found.chosen.recipe.tokens == pytest.approx(found.chosen.size * 340.5, rel=0.03)
+
+
+def test_a_gpu_has_no_fewer_rows_a_pass_than_padding_for_kernels_to_be_launched_for() -> None:
+    """End to end, tokens are as many at every size and pairs fewer at 1 row: a processor takes that one."""
+    every = job(train={"batch_size": 16, "loss_on": "all"})
+    mixed = alike(every, [PassRow([n, *range(40 if n % 2 else 600)], 20) for n in range(40)])
+    on_gpu = ways(mixed).chosen
+    assert (on_gpu.kind, on_gpu.size, on_gpu.recipe.accumulation) == ("flat", MICRO_BATCH, 16 // MICRO_BATCH)
+    recipe = processor_recipe(mixed)
+    assert recipe is not None
+    on_processor = ways_of(mixed, recipe).chosen
+    assert (on_processor.kind, on_processor.size) == ("flat", 1)
+
+
+def test_a_processor_leaves_out_pairs_that_a_mask_would_hide() -> None:
+    """8 rows of 250 tokens that share 30: under a mask every token sees 1784 places, by segments 249 at most. So
+    the tree's 223 tokens a row are worth it where no mask is."""
+    rows = [PassRow([*range(30), 1000 + n, *range(199)], 20) for n in range(40)]
+    apart = alike(job(train={"batch_size": 8}), rows)
+    assert ways(apart).chosen.kind == "padded"
+    tree = next(one for one in apart.passes_by_way if (one.kind, one.size) == ("prefix", 8))
+    assert tree.tree_pairs is not None and tree.tree_pairs < tree.pairs / 7
+    recipe = processor_recipe(apart)
+    assert recipe is not None
+    found = ways_of(apart, recipe)
+    assert (found.chosen.kind, found.chosen.size) == ("prefix", 8)
+    assert found.chosen.recipe.span == pytest.approx(2 * tree.tree_pairs / tree.tokens)
 
 
 def test_more_rows_share_a_pass_as_long_as_memory_stays_what_padding_takes() -> None:

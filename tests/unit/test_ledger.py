@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cost.assumptions import _calibrated
 from cost.calibration import Calibration, Training, calibrate
 from cost.estimate import CostEstimate, Hardware, OfferEstimate, hardware_of
-from cost.ledger import Compared, Trained, training_of
+from cost.ledger import Compared, Trained, calibrations, training_of
 from cost.prices.table import Unpriced
 from cost.throughput import micro_batch_s
 from launcher.commands.cost_accuracy import accuracy
@@ -70,8 +70,10 @@ def add(
     if packing:
         told = {"packing": {"kind": packing}, "data": {"train_rows": 100, "train_tokens": 5000}}
         store.add_events(job.id, [event(job.id, n, k, **v) for n, (k, v) in enumerate(told.items(), 50)], None)
-    done = {"steps": steps, "train_s": train_s, "tokens_per_s": 1.0, "step_s": 1.0, "peak_gib": 1.0, "files": []}
-    store.add_events(job.id, [event(job.id, 0, "done", **done)], None)
+    # Judging behind the last step took three times the memory.
+    done = {"steps": steps, "train_s": train_s, "tokens_per_s": 1.0, "step_s": 1.0, "peak_gib": 3.0, "files": []}
+    peaks = [event(job.id, 40 + n, "step", peak_gib=peak) for n, peak in enumerate([0.9, 1.0, 0.8])]
+    store.add_events(job.id, [*peaks, event(job.id, 0, "done", **done)], None)
 
 
 def ledger(store: Store) -> list[Any]:
@@ -284,7 +286,7 @@ def test_an_empty_record_says_what_to_do(home: Path) -> None:
 
 def gpu_probe(number: int, gpu: str = "A100-80GB") -> JobRecord:
     training = Training(gpu=gpu, kind="lora", stack="trainer", step_s=2.0).as_json()
-    spec = {"train": {"dry_run_steps": 5}}
+    spec = {"model": {"id": "org/m"}, "train": {"dry_run_steps": 5}}
     return record(number, backend="local", spec=spec, estimate={"training": training})
 
 
@@ -305,7 +307,7 @@ def test_a_probes_peak_corrects_the_memory_that_is_computed(store: Store) -> Non
     probed = gpu_probe(1)
     told = replace(A100, peak_gib=0.8)
     add(store, replace(probed, estimate={"training": told.as_json()}))
-    look = calibrations_of(ledger(store))
+    look = calibrations_of(ledger(store), ROWS)
     for gpu in ("A100-80GB", "L4"):  # tensors are the same on every GPU
         known = look(gpu, "lora", "trainer")
         assert known is not None and known.memory == pytest.approx(1.25)
@@ -318,6 +320,30 @@ def test_a_probes_peak_corrects_the_memory_that_is_computed(store: Store) -> Non
     assert (plain.fit, found.fit) == ("yes", "tight")
     said = list(_calibrated([_estimate_of(found)]))
     assert said[1] == "memory on L4: x 1.25 of what is computed, as measured (probed on A100-80GB, scaled)"
+
+
+def test_a_peak_says_nothing_of_another_models_weights(store: Store) -> None:
+    told = replace(A100, peak_gib=0.8)
+    add(store, replace(gpu_probe(1), estimate={"training": told.as_json()}))
+    other = replace(gpu_probe(2), spec={"model": {"id": "org/large"}, "train": {"dry_run_steps": 5}})
+    add(store, replace(other, estimate={"training": replace(told, peak_gib=2.0).as_json()}))
+    for gpu in ("A100-80GB", "L4"):
+        for model, factor in (("org/m", 1.25), ("org/large", 0.5), ("org/else", None)):
+            known = calibrations_of(ledger(store), replace(ROWS, model=model))(gpu, "lora", "trainer")
+            assert known is not None and known.n == 2, "time is that of all"
+            assert known.memory == (None if factor is None else pytest.approx(factor))
+    [listed] = calibrations(ledger(store)).values()
+    assert listed.memory is None, "two models' peaks have no middle"
+
+
+def test_the_peak_is_that_of_the_steps_and_none_where_memory_ran_out(store: Store) -> None:
+    add(store, replace(gpu_probe(1), estimate={"training": replace(A100, peak_gib=0.8).as_json()}))
+    [entry] = ledger(store)
+    assert (entry.peak_gib, entry.memory_ratio) == (1.0, pytest.approx(1.25))
+    store.add_events("job-1", [event("job-1", 60, "micro_batch", step=2, rows=2, was=4)], None)
+    [entry] = ledger(store)
+    assert (entry.peak_gib, entry.memory_ratio) == (None, None)
+    assert entry.ratio == 1.2
 
 
 @pytest.mark.parametrize(

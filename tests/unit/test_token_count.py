@@ -124,6 +124,20 @@ def test_overlong_rows_are_left_out_or_cut(rows: Path) -> None:
     assert (cut.rows, cut.truncated, cut.lengths, cut.answers) == (3, 2, (12, 15, 15), (4, 5, 6))
 
 
+@pytest.mark.parametrize("model", ["m", "org/nowhere"], ids=["counted", "guessed"])
+def test_cut_rows_share_passes_too(rows: Path, model: str) -> None:
+    """Nearly all rows are overlong: passes are of cut rows, not of the few short ones."""
+    write(rows / "train.jsonl", [(5, 1), *[(60, 2)] * 15])
+    found = counted(rows, model=model, max_length=20, overlong="truncate_prompt")
+    assert found.truncated == 15
+    padded = {one.size: one for one in found.passes if one.kind == "padded"}
+    assert set(padded) == {1, 2, 4, 8, 16}
+    assert padded[16].widest == 16 * 20
+    assert padded[1].tokens == pytest.approx(found.total / 16)
+    left = counted(rows, model=model, max_length=20, overlong="drop")
+    assert {one.size for one in left.passes} == {1}
+
+
 def test_of_many_overlong_rows_some_are_cut_and_the_others_taken_to_be_alike(
     rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
