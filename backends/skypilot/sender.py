@@ -28,6 +28,8 @@ class Sender:
                 os.link(own, self._file)
             except FileExistsError:
                 pass
+            except OSError:  # a file system without hard links
+                own.replace(self._file)
             finally:
-                own.unlink()
+                own.unlink(missing_ok=True)
         return self._file.read_text(encoding="utf-8")

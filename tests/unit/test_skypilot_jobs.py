@@ -12,6 +12,7 @@ from backends.base import JobRef, JobState, Site
 from backends.skypilot import SkyPilotBackend, states
 from backends.skypilot.jobs import JOBS, scope_of
 from backends.skypilot.seen import told
+from backends.skypilot.sender import Sender
 from launcher.errors import BackendError
 from train_entry.failure import FAILURE
 
@@ -75,6 +76,21 @@ def test_a_machine_that_did_not_send_a_job_does_not_end_it(
     assert (status.state, status.detail) == (state, states.ELSEWHERE)
     assert not ana.has("final.json")
     assert "down" not in ben.skypilot.asked
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_sender_has_one_word_and_no_other_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def refuses(*_: object) -> None:
+        raise PermissionError
+
+    if not links:
+        monkeypatch.setattr("os.link", refuses)
+    word = Sender(tmp_path / "ana").id()
+    assert len(word) == 32
+    assert Sender(tmp_path / "ana").id() == word != Sender(tmp_path / "ben").id()
+    assert len(list((tmp_path / "ana").iterdir())) == 1
 
 
 def test_only_the_sender_takes_the_machines_down(machine: Machines) -> None:
