@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -27,21 +28,28 @@ def start() -> None:
     words = [word for word in sys.orig_argv[1:] if word not in ("-u", "-I")]
     if not address or words[:1] != ["-m"] or words[1] not in MODULES:
         return
+    numbers = [getattr(signal, name) for name in PASSED_ON]
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # until there is somebody to pass them on to
         try:
             server.connect(address)
             _ask(server, words[1:])
             answers = server.makefile("r")
             pid = int(answers.readline())
         except (OSError, ValueError):  # nobody is there any more
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
             return
 
         def pass_on(number: int, frame: Any) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-        for name in PASSED_ON:
-            signal.signal(getattr(signal, name), pass_on)
+        for number in numbers:
+            signal.signal(number, pass_on)
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        # Not read at once: a signal that comes just before would be passed on only after the end.
+        while not select.select([server], [], [], 0.2)[0]:
+            pass
         code = int(answers.readline() or 1)
     if code < 0:
         if -code != signal.SIGKILL:

@@ -98,8 +98,8 @@ def test_an_environment_has_what_the_chosen_clouds_need_and_is_repaired_where_a_
     (gone,) = folder.rglob("tinyaws.py")
     gone.unlink()
     told = json.loads(launch("doctor", "--json", env=env).stdout)["problems"]
-    (problem,) = (p for p in told if p["backend"] == "skypilot")
-    assert f"{gone} is missing" in problem["what"]
+    (problem,) = (p for p in told if f"{gone} is missing" in p["what"])
+    assert problem["backend"] == "skypilot"
     assert problem["fix"] == "launch doctor --fix"
     repaired = launch("doctor", "--fix", "--json", env=env)
     assert str(gone) not in repaired.stdout
