@@ -278,6 +278,8 @@ def _train(
         with contextlib.suppress(loop.Over):
             memory.train(trainer, at.work, at.checkpoints, at.device, save, resume_from_checkpoint=resume)
         callback.last_step = int(trainer.state.global_step)
+        if progress.finished:  # perhaps by a judgement that a stop had put off
+            callback.refuse_lost_end(callback.last_step)
     if progress.finished and at.first:  # the others hold no result, and judge nothing
         loop.load_result(model, at.work / "result")
     return callback
