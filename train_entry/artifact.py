@@ -16,12 +16,12 @@ from train_entry.folders import move_tree
 from train_entry.hub import on_the_hub
 
 
-def write_artifact(
-    outputs: Path, work: Path, model: Any, tokenizer: Any, job: TrainJob, job_file: Path,
+def build_artifact(
+    work: Path, model: Any, tokenizer: Any, job: TrainJob, job_file: Path,
     metrics: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]],
 ) -> Path:  # fmt: skip
-    """Write outputs/artifact, built under `work` and put in place as a whole; returns its path."""
-    building, target = work / "artifact", outputs / "artifact"
+    """Write the artifact under `work`; returns its path there."""
+    building = work / "artifact"
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
     # The model card that peft would write is replaced below; the weights are safetensors.
@@ -36,8 +36,14 @@ def write_artifact(
     shutil.copyfile(job_file, building / "job.json")
     write_predictions(building / "predictions.jsonl", predictions)
     write_atomic(building / "README.md", model_card(job, metrics).encode())
+    return building
+
+
+def put_in_place(building: Path, outputs: Path) -> list[dict[str, Any]]:
+    """Make what was built outputs/artifact; returns its files. Not to be ended half-way."""
+    target = outputs / "artifact"
     move_tree(building, target)
-    return target
+    return list_files(outputs, target.rglob("*"))
 
 
 def list_files(outputs: Path, paths: Iterable[Path]) -> list[dict[str, Any]]:

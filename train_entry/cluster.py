@@ -16,6 +16,7 @@ torchrun   around this process, one process a node: GROUP_RANK, GROUP_WORLD_SIZE
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -33,6 +34,9 @@ MASTER_PORT = 29500
 """Where node 0 listens, on vendors that name no port; LAUNCH_MASTER_PORT or _ADDR name others."""
 RENDEZVOUS_S = 1800
 """How long nodes wait for each other: one may still pull its image or install packages."""
+DRIVER_S = 30.0
+"""How long nvidia-smi may take."""
+SILENT = "nvidia-smi does not answer"
 OUTER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "GROUP_WORLD_SIZE",
          "ROLE_RANK", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # fmt: skip
 OUTER_PREFIXES = ("TORCHELASTIC_", "OMPI_COMM_WORLD_", "PMI_", "MV2_COMM_WORLD_")
@@ -197,10 +201,28 @@ def _driver() -> str:
     """What the driver's own tool says first."""
     if shutil.which("nvidia-smi") is None:
         return "the image has no nvidia-smi"
-    told = subprocess.run(
-        ["nvidia-smi", "-L"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
-    return f"nvidia-smi says: {(told.stdout.strip().splitlines() or ['nothing'])[0]}"
+    _, said = _nvidia_smi()
+    if said is None:
+        return SILENT
+    return f"nvidia-smi says: {(said.strip().splitlines() or ['nothing'])[0]}"
+
+
+def _nvidia_smi() -> tuple[int, str | None]:
+    """(exit status, what it says), None where it does not answer: a broken driver may hold it for ever."""
+    try:
+        tool = subprocess.Popen(["nvidia-smi", "-L"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    except OSError:
+        return 1, None
+    try:
+        said, _ = tool.communicate(timeout=DRIVER_S)
+        return tool.returncode, said
+    except subprocess.TimeoutExpired:
+        tool.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            tool.wait(1)  # not for longer: what waits inside the driver can't be killed either
+        if tool.stdout is not None:
+            tool.stdout.close()
+        return 1, None
 
 
 def _unclear(what: str) -> JobError:
@@ -218,8 +240,12 @@ def _gpus(env: Mapping[str, str]) -> int:
         return len([v for v in visible.split(",") if v.strip() and v.strip() != "-1"])
     if shutil.which("nvidia-smi") is None:
         return 0
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines()) if listed.returncode == 0 else 0
+    code, said = _nvidia_smi()
+    if said is None:
+        raise JobError(
+            "setup", SILENT, "this machine's driver is broken: launch resume may get another", retry=True
+        )
+    return sum(line.startswith("GPU ") for line in said.splitlines()) if code == 0 else 0
 
 
 def _free_port() -> int:

@@ -15,6 +15,10 @@ SHOWN = 16
 """Rows named in a message; the rest is counted."""
 EXPLODED_STEPS, LOST_STEPS = 5, 20
 """For so many steps on end: a loss beyond all measure, and one that is worse than what was there before."""
+EXPLODED_AT_END = 3
+"""And where no step comes any more that could show more of them."""
+LOST_AT_END = 1.5
+"""There the mean of the last EXPLODED_STEPS is so many times the first loss."""
 TAIL = 24
 """Tokens at a row's end by which it is known in a sequence that holds several."""
 
@@ -81,6 +85,25 @@ def watch(
 def spoiled(course: Course) -> bool:
     """May the weights be spoiled? Then no checkpoint takes the place of those that are not."""
     return course.high > 0 or course.lost >= EXPLODED_STEPS
+
+
+def refuse_lost_end(course: Course, step: int, result: int, rows: Callable[[], Sequence[str]]) -> None:
+    """Raise JobError("diverged") where the training ends at `step` in a collapse too short for `watch`.
+
+    `result`: the step whose weights are the job's; a collapse after it did them no harm. A step's loss is that of
+    the weights of the step before.
+    """
+    if course.start_loss is None or result < step - course.lost:  # what is high is lost as well
+        return
+    last = course.recent[-EXPLODED_STEPS:]
+    mean = math.fsum(last) / len(last)
+    gone = course.lost >= EXPLODED_STEPS and mean > LOST_AT_END * course.start_loss
+    if gone or course.high >= EXPLODED_AT_END:
+        raise _diverged(
+            f"the loss of step {step}, the last, is {last[-1]:.3g}, and the first was {course.start_loss:.3g}: "
+            f"in the last {course.lost} steps what was learnt is gone",
+            rows(),
+        )
 
 
 def refuse_diverged(what: str, value: float, step: int, rows: Sequence[str] = ()) -> None:

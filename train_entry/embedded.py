@@ -6,11 +6,13 @@ logits equal the GGUF's bit for bit (a test says so).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ from pathlib import Path
 from train_entry.failure import JobError
 
 PREFIX = "embedded:"
+LEFT_S = 24 * 3600
+"""A copy in the making whose folder is older belongs to nobody."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,14 @@ def cache_dir() -> Path:
     return Path(os.environ.get("LAUNCH_CACHE_DIR") or Path.home() / ".cache" / "finelaunch")
 
 
+def clear_leftovers(models: Path) -> None:
+    """Remove what processes that were ended have left of a model there, by now for LEFT_S: the cache may last."""
+    for folder in models.glob(".*"):
+        with contextlib.suppress(OSError):  # another process removes it too
+            if folder.is_dir() and time.time() - folder.stat().st_mtime > LEFT_S:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 def embedded_folder(model_id: str) -> Path:
     """The Hugging Face folder of `embedded:NAME`, made on first use. Safe for several processes at once.
 
@@ -51,6 +63,7 @@ def embedded_folder(model_id: str) -> Path:
     folder = cache_dir() / "models" / f"{name}-{model.version}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(folder.parent)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as work:
             converted = Path(work) / "folder"
             convert_gguf(_fetch(model, Path(work)), converted)

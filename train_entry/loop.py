@@ -20,7 +20,7 @@ from train_entry import watchdog
 from train_entry.checkpoint import publish
 from train_entry.config import TrainJob
 from train_entry.data import Example
-from train_entry.divergence import refuse_diverged, spoiled, watch
+from train_entry.divergence import refuse_diverged, refuse_lost_end, spoiled, watch
 from train_entry.held_out import held_out_loss, packed_loss
 from train_entry.resuming import take_settings
 from train_entry.stop import Stopped, StopWatch
@@ -133,11 +133,14 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
         loss, norm = float(logs["loss"]), float(logs.get("grad_norm", 0.0))
         checked = 0.0 if args.fp16 else norm  # there the scaler skips a step without a finite one
         vocabulary = getattr(model, "module", model).config.get_text_config().vocab_size
-        # The figures are the same on every rank, so all of them ask for the rows or none.
-        watch(
-            self.progress, loss, checked, state.global_step, vocabulary,
-            lambda: [row for rank in gathered(self.rows_of_step()) for row in rank],
-        )  # fmt: skip
+
+        def rows() -> list[str]:
+            """Of every rank: the figures are the same on each, so all of them ask or none."""
+            return [row for rank in gathered(self.rows_of_step()) for row in rank]
+
+        watch(self.progress, loss, checked, state.global_step, vocabulary, rows)
+        if self.progress.finished:  # and not saved yet
+            self.refuse_lost_end(state.global_step, rows)
         if spoiled(self.progress) and not control.should_training_stop:
             control.should_save = False  # not what may be spoiled, over what is not
         self.progress.final_loss = loss
@@ -147,6 +150,11 @@ class JobCallback(TrainerCallback):  # type: ignore[misc]
             tokens=self._tokens, tokens_per_s=round(self._tokens / self._step_s, 1),
             step_s=round(self._step_s, 4), peak_gib=peak_gib(),
         )  # fmt: skip
+
+    def refuse_lost_end(self, step: int, rows: Callable[[], list[str]] = list) -> None:
+        """Raise JobError("diverged") where the result's weights are those of a collapse that ends the training."""
+        kept = step if self.job.train.early_stopping is None else self.progress.best_step
+        refuse_lost_end(self.progress, step, kept, rows)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """The trainer has written its own folder: make a checkpoint of it and of the best weights."""

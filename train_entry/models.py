@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from train_entry.config import Model, TrainJob
-from train_entry.embedded import PREFIX, cache_dir, embedded_folder
+from train_entry.embedded import PREFIX, cache_dir, clear_leftovers, embedded_folder
 from train_entry.failure import JobError
 from train_entry.folders import mounted, refuse_fetch
 from train_entry.hub import hub_source, on_the_hub
@@ -178,6 +178,7 @@ def _copy_here(uri: str) -> Path:
         raise JobError("model", f"reading {uri} needs fsspec") from exc
     target = cache_dir() / "models" / hashlib.sha256(uri.encode()).hexdigest()[:16]
     if not target.exists():
+        clear_leftovers(target.parent)
         temporary = target.with_name(f".{target.name}.{os.getpid()}")
         shutil.rmtree(temporary, ignore_errors=True)
         try:

@@ -278,6 +278,8 @@ def _train(
         with contextlib.suppress(loop.Over):
             memory.train(trainer, at.work, at.checkpoints, at.device, save, resume_from_checkpoint=resume)
         callback.last_step = int(trainer.state.global_step)
+        if progress.finished:  # perhaps by a judgement that a stop had put off
+            callback.refuse_lost_end(callback.last_step)
     if progress.finished and at.first:  # the others hold no result, and judge nothing
         loop.load_result(model, at.work / "result")
     return callback
@@ -287,7 +289,7 @@ def _finish(
     at: Context, model: Any, tokenizer: Any, data: Dataset, baseline: dict[str, Any] | None,
     callback: JobCallback,
 ) -> None:  # fmt: skip
-    from train_entry.artifact import list_files, prediction_rows, write_artifact
+    from train_entry.artifact import build_artifact, prediction_rows, put_in_place
     from train_entry.general import drop
     from train_entry.loop import barrier
 
@@ -319,12 +321,13 @@ def _finish(
             judged_rows(at.job, data), baseline["answers"] if baseline else None, answers
         )
 
-        def written() -> list[dict[str, Any]]:
+        def built() -> Path:
             job_file = at.inputs / "job.json"
-            path = write_artifact(at.outputs, at.work, model, tokenizer, at.job, job_file, metrics, predictions)
-            return list_files(at.outputs, path.rglob("*"))
+            return build_artifact(at.work, model, tokenizer, at.job, job_file, metrics, predictions)
 
-        at.emit("done", **figures, artifact="artifact", files=_unless_stopped(at, written))
+        # Hours that are over do not end it: all is paid for but this, and the vendor's hard stop comes later.
+        building = _unless_stopped(at, built, last=True)
+        at.emit("done", **figures, artifact="artifact", files=put_in_place(building, at.outputs))
     barrier()
     if at.leader:
         shutil.rmtree(at.work, ignore_errors=True)
@@ -365,8 +368,16 @@ def _agree_to_go_on(at: Context) -> None:
     _stop_for(at, at.stop.agreed())
 
 
-def _unless_stopped(at: Context, work: Callable[[], Found]) -> Found:
-    """What work() gives, for what may take minutes and loses nothing by being done again. Raises Stopped."""
+def _unless_stopped(at: Context, work: Callable[[], Found], last: bool = False) -> Found:
+    """What work() gives, for what may take minutes and loses nothing by being done again. Raises Stopped.
+
+    `last`: it is all that is left of the job. It is begun in any case, and no deadline ends it.
+    """
+
+    def check() -> None:
+        reason = at.stop.reason()
+        if reason and not (last and reason == "deadline"):
+            raise Stopped(reason)
 
     def on_device() -> Found:
         if at.device != "cpu":
@@ -375,7 +386,13 @@ def _unless_stopped(at: Context, work: Callable[[], Found]) -> Found:
             torch.cuda.set_device(at.device)  # a thread has its own
         return work()
 
-    return unless_stopped(on_device, lambda: _check_stop(at))
+    try:
+        if not last:  # several of these on end have one notice together
+            check()
+        return unless_stopped(on_device, check)
+    except Stopped as stopped:  # told only now: it may be done in spite of a stop
+        at.emit("stopped", step=None, reason=str(stopped))
+        raise
 
 
 def _check_stop(at: Context) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from train_entry.divergence import spoiled, watch
+from train_entry.divergence import refuse_lost_end, spoiled, watch
 from train_entry.failure import JobError
 from train_entry.loop import Progress
 
@@ -71,6 +71,45 @@ def test_a_training_that_is_lost_ends_within_few_steps(before, after, steps, why
     assert ended is not None and ended <= len(before) + steps
     assert why in message and f"the loss of step {ended} is" in message and "train.jsonl:1" in message
     assert spoiled(progress)
+
+
+ENDS = {
+    "explodes": ([*FALLING, 30.0, 80.0, 60.0], True),
+    "with a rate of 10": (RATE_OF_10[:6], True),
+    "is lost": ([*FALLING, *[7.0] * 9], True),
+    "is lost after few steps": ([3.0, 2.5, 2.0, *[11.0] * 6], True),
+    "has two hard batches": ([*FALLING, 30.0, 20.0], False),
+    "has a few that are hard": ([*FALLING, *[7.0] * 4], False),
+    "has not learnt much": ([9.9, *[11.3] * 9], False),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_short_training_that_ends_in_a_collapse_has_not_succeeded(name):
+    losses, gone = ENDS[name]
+    step, (ended, _, progress) = len(losses), course(losses)
+    assert ended is None, "too short for what is watched meanwhile"
+    if not gone:
+        refuse_lost_end(progress, step, step, list)
+        return
+    with pytest.raises(
+        JobError, match=rf"the loss of step {step}, the last, is .* gone; its batch: train\.jsonl:1"
+    ):
+        refuse_lost_end(progress, step, step, lambda: ["train.jsonl:1"])
+    before = step - progress.lost
+    with pytest.raises(JobError, match="gone"):
+        refuse_lost_end(progress, step, before, list)
+    refuse_lost_end(progress, step, before - 1, list)  # early stopping kept weights that are whole
+
+
+SPIKES = ("a spike at the end of the warm-up", "bad steps, and a slow return")
+
+
+@pytest.mark.parametrize("name", [name for name in HEALTHY if name not in SPIKES])
+def test_healthy_training_may_end_at_any_step(name):
+    for length in range(1, len(HEALTHY[name]) + 1):
+        _, _, progress = course(HEALTHY[name][:length])
+        refuse_lost_end(progress, length, length, list)
 
 
 def test_nothing_is_kept_while_the_weights_may_be_spoiled_and_again_when_they_recover():

@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from train_entry.config import Model
 from train_entry.embedded import MODELS, _fetch, cache_dir, convert_gguf, embedded_folder
 from train_entry.failure import JobError
+from train_entry.models import model_source
 
 
 def test_unknown_name_is_refused_with_those_there_are():
     with pytest.raises(JobError, match="no embedded model 'nothing'") as refused:
         embedded_folder("embedded:nothing")
     assert "smollm2-135m" in (refused.value.hint or "")
+
+
+@pytest.mark.parametrize("kind", ["embedded", "copied"])
+def test_what_an_ended_process_left_in_the_cache_is_removed_after_a_day(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("LAUNCH_CACHE_DIR", str(tmp_path / "cache"))
+    models = tmp_path / "cache/models"
+    old, new, kept = models / ".0123456789abcdef.77", models / ".smollm2-135m-xyz", models / "0123456789abcdef"
+    for folder in (old, new, kept):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(b"x")
+        if folder is not new:
+            os.utime(folder, (time.time() - 25 * 3600,) * 2)
+    if kind == "embedded":
+        monkeypatch.setattr("train_entry.embedded._fetch", lambda model, work: work / "a.gguf")
+        monkeypatch.setattr("train_entry.embedded.convert_gguf", lambda gguf, to: to.mkdir())
+        assert embedded_folder("embedded:smollm2-135m").is_dir()
+    else:
+        (tmp_path / "base").mkdir()
+        (tmp_path / "base/config.json").write_text("{}")
+        folder, _ = model_source(Model(id=f"file://{tmp_path}/base"), tmp_path)
+        assert (Path(folder) / "config.json").is_file()
+    assert not old.exists() and new.is_dir() and kept.is_dir()
 
 
 @pytest.mark.real_model

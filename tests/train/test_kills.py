@@ -17,6 +17,8 @@ import pytest
 import tiny
 from tiny import with_mishap
 
+from train_entry.checkpoint import sha256_of
+
 SEED = 20261125
 KILLS = 50
 STEPS = 80
@@ -87,7 +89,7 @@ def writing_a_checkpoint(job: tiny.Job, seen: int) -> bool:
     return any(not (f / "manifest.json").exists() for f in job.checkpoints.glob("step-*"))
 
 
-MERGING = with_mishap(kind="slow merging")
+MERGING = with_mishap(kind="slow merging", s=600)
 MOMENTS = {
     "set-up": lambda job, seen: (job.outputs / ".work/rank-0.pid").exists(),
     "baseline": told(event="phase", name="baseline"),
@@ -119,6 +121,40 @@ def test_sigterm_at_every_stage_ends_with_143_and_the_next_start_goes_on(tmp_pat
     assert (job.outputs / "artifact/merged/model.safetensors").exists()
     steps = [e["step"] for e in job.named("step")]
     assert steps == list(range(1, STEPS + 1)), "a step that was checkpointed is made once"
+
+
+def merging(job: tiny.Job) -> bool:
+    return MOMENTS["the merging of the weights"](job, 0)
+
+
+def moving(job: tiny.Job) -> bool:
+    return any((job.outputs / "artifact").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("mishap", "reached"),
+    [
+        ({"kind": "slow merging", "s": 2}, merging),
+        ({"kind": "slow moving"}, moving),
+        ({"kind": "slow merging", "s": 7, "over": True}, None),
+    ],
+    ids=["a signal, and it is done within the notice", "a signal while it is put in place", "the hours are over"],
+)
+def test_an_artifact_that_can_be_finished_is(new_job, mishap, reached):
+    job = new_job(output={"merged": True})
+    process = job.start_rank(**with_mishap(**mishap))
+    if reached:
+        end = time.monotonic() + tiny.PATIENCE_S
+        while not reached(job):
+            assert time.monotonic() < end and process.poll() is None
+            time.sleep(0.001)
+        process.send_signal(signal.SIGTERM)
+    assert job.end_rank(process) == 0, (job.root / "log.txt").read_text()
+    assert not job.named("stopped")
+    files = {f["path"]: f["sha256"] for f in job.named("done")[0]["files"]}
+    there = [p for p in (job.outputs / "artifact").rglob("*") if p.is_file()]
+    assert files == {p.relative_to(job.outputs).as_posix(): sha256_of(p) for p in there}
+    assert "artifact/merged/model.safetensors" in files
 
 
 def test_a_changed_job_goes_on_from_the_checkpoint_when_that_is_meant(new_job):

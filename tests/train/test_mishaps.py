@@ -222,3 +222,22 @@ def test_a_loss_that_explodes_ends_the_job_and_names_the_rows_of_its_batch(new_j
     assert "--from-checkpoint" in failure["hint"]
     last = steps(job)[-1]
     assert job.steps_kept()[-1] < last - 3, "nothing of the explosion took the place of what was whole"
+
+    how = {"learning_rate": 10.0, "max_steps": last - 1, "epochs": 99.0, "checkpoint_steps": 1}
+    short = new_job(tuning={"kind": "full"}, train=how)
+    code, log = short.run_rank()
+    assert code == 1, "it ends a step before that, and what it would leave is no better"
+    failure = short.failure()
+    assert failure["kind"] == "diverged" and f"step {last - 1}, the last," in failure["message"]
+    assert short.steps_kept() == job.steps_kept() and not (short.outputs / "artifact").exists()
+
+    halted = new_job(held_out=120, tuning={"kind": "full"}, train=how)
+    process = halted.start_rank(**with_mishap(kind="slow evaluation"))
+    halted.wait_for_step(last - 2)
+    time.sleep(3)
+    process.send_signal(signal.SIGTERM)
+    assert halted.end_rank(process) == 143 and not halted.named("eval_loss")
+    (halted.outputs / ".work/stop").unlink(missing_ok=True)
+    code, log = halted.run_rank()
+    assert code == 1 and halted.failure()["kind"] == "diverged", log
+    assert not (halted.outputs / "artifact").exists()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from train_entry import cluster
 from train_entry.cluster import OUTER, Cluster, refuse_fewer_gpus
 from train_entry.failure import JobError
 
@@ -72,6 +74,23 @@ def test_a_machine_with_fewer_gpus_than_it_is_paid_for_is_refused_with_its_drive
     assert ("version mismatch" if broken else "no nvidia-smi") in error.message
     with pytest.raises(JobError, match="LAUNCH_GPUS is 'all'"):
         refuse_fewer_gpus(8, {"LAUNCH_GPUS": "all"})
+
+
+def test_a_driver_that_holds_its_own_tool_for_ever_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(cluster, "DRIVER_S", 0.2, raising=False)
+    for script in ("#!/bin/sh\nexec /bin/sleep 60\n", "#!/no/such/shell\n"):
+        tool.write_text(script)
+        tool.chmod(0o755)
+        began = time.monotonic()
+        with pytest.raises(JobError, match=r"torch sees 7 GPUs.*; nvidia-smi does not answer"):
+            refuse_fewer_gpus(7, {"LAUNCH_GPUS": "8"})
+        with pytest.raises(JobError, match="nvidia-smi does not answer") as refused:
+            Cluster.from_environment({"SAGEMAKER_BASE_DIR": str(tmp_path)})
+        assert refused.value.retry and time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize(

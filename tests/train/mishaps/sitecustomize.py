@@ -2,7 +2,9 @@
 
 MISHAP is JSON: {"kind": "oom", "tokens": most that fit a pass of training, "judged": and one of judging, "rank":
 the only one that is short of memory}, {"kind": "oom in evaluation"}, {"kind": "hang", "rank": r},
-{"kind": "hang in baseline"}, {"kind": "slow evaluation"}, a second a pass, or {"kind": "slow merging"}.
+{"kind": "hang in baseline"}, {"kind": "slow evaluation"}, a second a pass,
+{"kind": "slow merging", "s": seconds, "over": do the job's hours end in it?}, or {"kind": "slow moving"}, the
+artifact's, on a mount that renames no folder.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import time
+from pathlib import Path
 
 
 class OnLoad:
@@ -66,8 +70,43 @@ def prepared(model):
 
     model.register_forward_pre_hook(before, with_kwargs=True)
     if mishap["kind"] == "slow merging":
-        model.merge_and_unload = lambda: time.sleep(600)
+        merge = model.merge_and_unload
+        model.merge_and_unload = lambda: slow_merging(merge, mishap["s"], mishap.get("over"))
+    if mishap["kind"] == "slow moving":
+        slow_moving()
     return model
+
+
+def slow_merging(merge, seconds, over):
+    from train_entry.stop import StopWatch
+
+    if over:
+        reason = StopWatch.reason
+        StopWatch.reason = lambda self: reason(self) or "deadline"
+    time.sleep(seconds)
+    return merge()
+
+
+def slow_moving():
+    from train_entry import artifact, stop
+
+    stop.TIDY_S = 0.5
+    move, copy = artifact.move_tree, shutil.copyfile
+
+    def rename(*_):
+        raise OSError("no folder is renamed here")
+
+    def copy_slowly(source, target):
+        Path(target).write_bytes(Path(source).read_bytes()[:10])
+        time.sleep(0.5)
+        copy(source, target)
+
+    def slowly(source, target):
+        Path.rename, shutil.copyfile = rename, copy_slowly
+        move(source, target)
+        shutil.copyfile = copy
+
+    artifact.move_tree = slowly
 
 
 if "MISHAP" in os.environ:
