@@ -62,7 +62,7 @@ def test_a_plan_says_what_is_sent_the_largest_first(client: Client, tmp_path: Pa
 
 def test_brackets_and_colons_in_a_text_are_shown_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     """A path or a vendor's words may hold what is markup elsewhere."""
-    said = "no [bold] file [/root/x] at :key: s3"
+    said = "no [bold] file [/data/x] at :key: s3"
     out().print(facts([("reason", said)]))
     out().print(said)
     assert capsys.readouterr().out.count(said) == 2
