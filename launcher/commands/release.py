@@ -30,8 +30,8 @@ def command(
 ) -> None:
     """Remove what each JOB left stored: output, checkpoints, and its bundle where no other job needs it.
 
-    Fetch first what you want to keep. The record and its figures stay. With --older-than also what belongs to no
-    job and is a day old at least: uploads that were broken off, bundles of jobs that never started.
+    Fetch first what you want to keep. The record and its figures stay. With --older-than also, on SageMaker, what
+    belongs to no job and is a day old at least: uploads broken off, bundles of jobs that never started.
     """
     from launcher import screen
     from launcher.errors import ConfigError
